@@ -1,0 +1,1246 @@
+#!/usr/bin/env python3
+"""usage: sudo python3 nova.py [-v] VERB [ARGUMENT...]
+
+A real OpenStack Nova on this machine by one command, and back again: nova.sh, for today's OpenStack.
+
+  branch [SOURCE] [DIR]  fetch nova's source into DIR (default: nova)
+  install [DIR]          packages, OpenStack's environment, databases, the test image
+  run [DIR]              a new cloud, every service in a window of one screen session; taken down when that ends
+  run_detached [DIR]     the same in the background: the cloud stays up
+  terminate [DIR]        end every instance
+  clean [DIR]            end the session and every process that it started
+  scrub [DIR]            remove what a cloud left on the machine: bridges, rules, domains
+  settings               every variable with its value and its meaning
+
+run does what is missing first, so one command is enough:  sudo python3 nova.py run
+-v shows every command; all of it is in DIR/state/log/nova.log.  Settings are environment variables: README.md
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import contextlib
+import fcntl
+import hashlib
+import io
+import ipaddress
+import json
+import logging
+import os
+import platform
+import re
+import secrets
+import shlex
+import shutil
+import signal
+import socket
+import ssl
+import string
+import subprocess
+import sys
+import threading
+import time
+import tomllib
+import urllib.error
+import urllib.request
+import zipfile
+from base64 import urlsafe_b64encode
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+HERE = Path(__file__).resolve().parent
+TOOL = HERE / ".tool"  # nova.py's own environment and the downloads for it
+
+
+class Failure(Exception):
+    """What went wrong, in words for the user; `hint` is what to do, `tail` the last lines that the command said."""
+
+    def __init__(self, message: str, hint: str = "", tail: tuple[str, ...] = (), code: int = 1) -> None:
+        super().__init__(message)
+        self.hint, self.tail, self.code, self.during = hint, tail, code, ""
+
+
+# ---- Bootstrap: from a bare python3 to the environment this module needs ----
+
+
+def locked(name: str, suffix: str) -> dict[str, Any]:
+    """The file of package `name` in uv.lock whose name ends in `suffix`: {url, hash, ...}."""
+    packages = tomllib.loads((HERE / "uv.lock").read_text())["package"]
+    package = next(p for p in packages if p["name"] == name)
+    return next(f for f in [*package.get("wheels", ()), package.get("sdist", {})] if f.get("url", "").endswith(suffix))
+
+
+def download(url: str, sha256: str) -> bytes:
+    """The bytes behind `url`, refused when they are not the ones that were asked for."""
+    try:
+        with urllib.request.urlopen(url, timeout=60, context=ssl.create_default_context()) as answer:
+            content: bytes = answer.read()
+    except (urllib.error.URLError, OSError) as error:
+        raise Failure(f"cannot download {url}: {error}", "check this machine's network and its proxy, then repeat") from None
+    if hashlib.sha256(content).hexdigest() != sha256.removeprefix("sha256:"):
+        raise Failure(f"{url} is not the file that uv.lock names (its SHA-256 differs)", "repeat; if it stays so, do not use it")
+    return content
+
+
+def make_tool_environment() -> None:
+    """Put uv, and with it the group `tool` of uv.lock, into .tool; needs nothing but python3's standard library."""
+    print("Make nova.py's own environment (.tool)", file=sys.stderr, flush=True)
+    shutil.rmtree(TOOL, ignore_errors=True)
+    TOOL.mkdir()
+    wheel = locked("uv", f"manylinux2014_{platform.machine()}.whl")
+    with zipfile.ZipFile(io.BytesIO(download(wheel["url"], wheel["hash"]))) as archive:
+        binary = next(n for n in archive.namelist() if n.endswith("/scripts/uv"))
+        (TOOL / "uv").write_bytes(archive.read(binary))
+    (TOOL / "uv").chmod(0o755)
+    environment = {**os.environ, "UV_SYSTEM_CERTS": "1", "UV_CACHE_DIR": str(TOOL / "cache")}
+    for arguments in (
+        ("venv", "--quiet", "--no-config", "--python", sys.executable, TOOL / "env"),
+        ("export", "--quiet", "--frozen", "--only-group", "tool", "--output-file", TOOL / "requirements.txt"),
+        ("pip", "install", "--quiet", "--python", TOOL / "env", "--require-hashes", "--requirements", TOOL / "requirements.txt"),
+    ):
+        done = subprocess.run([TOOL / "uv", *arguments], env=environment, cwd=HERE, capture_output=True, text=True)
+        if done.returncode:
+            raise Failure("uv " + " ".join(map(str, arguments)) + " failed", "check the network, then repeat", tuple(done.stderr.splitlines()[-20:]))
+    shutil.copy(HERE / "uv.lock", TOOL / "made-from")
+
+
+def bootstrap() -> None:
+    """Start again in nova.py's own environment and with mounts of its own, made first where missing.
+
+    With sudo a user's packages are out of sight, so the environment is nova.py's own. Private mounts: see private_mounts.
+    """
+    if os.environ.pop("NOVA_PY_PRIVATE", ""):
+        return
+    try:
+        if not (TOOL / "made-from").exists() or (TOOL / "made-from").read_bytes() != (HERE / "uv.lock").read_bytes():
+            make_tool_environment()
+    except Failure as failure:
+        sys.exit(tell_failure(failure))
+    os.environ["NOVA_PY_PRIVATE"] = "1"
+    own = [str(TOOL / "env/bin/python"), str(HERE / "nova.py"), *sys.argv[1:]]
+    if os.geteuid() == 0:
+        own = ["unshare", "--mount", "--propagation", "private", *own]
+    os.execvp(own[0], own)
+
+
+def tell_failure(failure: Failure) -> int:
+    """Print a failure for a person; return the exit code it asks for."""
+    lines = [f"nova.py: {failure}"]
+    if failure.during:
+        lines.insert(0, f"\nnova.py stopped at: {failure.during}")
+    lines += [f"    | {line}" for line in failure.tail]
+    lines += [f"  {failure.hint}"] if failure.hint else []
+    lines += [f"  everything it did: {LOG_FILE[0]}"] if LOG_FILE and failure.code == 1 else []
+    print("\n".join(lines), file=sys.stderr)
+    return failure.code
+
+
+LOG_FILE: list[Path] = []
+VERB_WORDS = re.findall(r"^  (\w+) ", __doc__, re.MULTILINE)
+
+if __name__ == "__main__":
+    words = [w for w in sys.argv[1:] if w != "-v"]
+    if {"-h", "--help", "help"} & set(words):
+        print(__doc__.rstrip())
+        sys.exit(0)
+    if not words or words[0] not in VERB_WORDS:
+        print(f"nova.py: no verb {words[0]!r}\n" if words else "nova.py: which verb?\n", __doc__.rstrip(), sep="\n", file=sys.stderr)
+        sys.exit(2)
+    if os.geteuid() != 0 and words[0] != "settings":
+        print(f"nova.py: {words[0]} needs root: sudo python3 nova.py {' '.join(words)}", file=sys.stderr)
+        sys.exit(1)
+    bootstrap()
+
+import netifaces  # noqa: E402
+import psutil  # noqa: E402
+import sh  # noqa: E402
+
+# ---- Settings: nova.sh's environment variables, name, default and meaning side by side ----
+
+
+def setting(default: Any, meaning: str) -> Any:
+    """One row of the table below: its environment variable is its name."""
+    return field(default=default, metadata={"meaning": meaning})
+
+
+# fmt: off
+@dataclass(frozen=True)
+class Settings:
+    """What the user asked for. Made once, by settings_from; nothing else reads the environment."""
+
+    DIR: Path              = setting(Path("nova"), "the folder of the cloud: nova's source, instances, novarc (argument, not variable)")
+    SCREEN_NAME: str       = setting("nova",       "name of the screen session")
+    SCREEN_STATUS: bool    = setting(True,         "1: a status line that names the windows")
+    USE_MYSQL: bool        = setting(True,         "1: a private MariaDB")
+    MYSQL_PASS: str        = setting("",           "password of that MariaDB; generated when empty")
+    ADMIN_PASSWORD: str    = setting("",           "password of the cloud's user admin; generated when empty")
+    INTERFACE: str         = setting("",           "interface to the outside; the one of the default route when empty")
+    HOST_IP: str           = setting("",           "address of the APIs; the address of INTERFACE when empty")
+    FLOATING_RANGE: str    = setting("10.6.0.0/27", "floating addresses; the first is this machine's own")
+    FIXED_RANGE: str       = setting("10.0.0.0/24", "addresses of the network private")
+    INSTANCES_PATH: str    = setting("",           "where instances' disks are; DIR/instances when empty")
+    LOCK_PATH: str         = setting("",           "where services keep their locks; DIR/state/locks when empty")
+    LIBVIRT_TYPE: str      = setting("qemu",       "qemu, or kvm")
+    NET_MAN: str           = setting("VlanManager", "VlanManager: a network of its own for each project")
+    TEST: bool             = setting(False,        "1: run nova's unit tests first")
+    USE_LDAP: bool         = setting(False,        "1: users in OpenLDAP")
+    USE_OPENDJ: bool       = setting(False,        "1: users in OpenDJ")
+    USE_IPV6: bool         = setting(False,        "1: IPv6 beside IPv4")
+    FLAT_INTERFACE: str    = setting("",           "interface that joins the flat bridge")
+
+
+# What nova.sh had and nova.py does not have (yet): better refused than ignored.
+REFUSED = {
+    ("USE_MYSQL", False):        "every cloud has its private MariaDB for now",
+    ("LIBVIRT_TYPE", "uml"):     "libvirt (5.0) and nova (23.0) dropped user-mode Linux; use qemu",
+    ("LIBVIRT_TYPE", "lxc"):     "containers are not ported yet; use qemu",
+    ("NET_MAN", "FlatManager"):      "not ported yet; use VlanManager",
+    ("NET_MAN", "FlatDHCPManager"):  "not ported yet; use VlanManager",
+    ("TEST", True):              "not ported yet; in DIR: state/env/bin/python -m stestr run",
+    ("USE_LDAP", True):          "not ported yet",
+    ("USE_OPENDJ", True):        "not ported yet",
+    ("USE_IPV6", True):          "not ported yet",
+}
+CHOICES = {"LIBVIRT_TYPE": ("qemu", "kvm", "lxc", "uml"), "NET_MAN": ("VlanManager", "FlatDHCPManager", "FlatManager")}
+
+# ---- Tables: users, ports, paths ----
+
+USER       = "nova-py"     # owns every process that does not need root
+GUEST_USER = "nova-guest"  # owns the instances' QEMUs
+ROOT       = "root"        # for what wires networks and starts instances
+
+# The cloud's folder as its processes see it (private_mounts): short enough for sockets, the same wherever DIR is.
+HOME  = Path("/run/nova.py")
+STATE = HOME / "state"
+ENV   = STATE / "env"
+CONF  = STATE / "conf"
+PATHS = dict(
+    HERE=HERE, HOME=HOME, STATE=STATE, ENV=ENV, BIN=ENV / "bin", CONF=CONF, USER=USER, GUEST_USER=GUEST_USER,
+    RABBIT_PORT=35672, RABBIT_DIST_PORT=35673, EPMD_PORT=34369,
+)
+
+# folder under DIR            owner
+FOLDERS = (
+    ("instances",               ROOT),
+    ("networks",                ROOT),
+    ("images",                  ROOT),
+    ("state/log",               ROOT),
+    ("state/run",               ROOT),
+    ("state/cache",             ROOT),
+    ("state/conf",              USER),
+    ("state/locks",             USER),
+    ("state/nova",              USER),
+    ("state/keystone/fernet",   USER),
+    ("state/keystone/credential", USER),
+    ("state/glance/images",     USER),
+    ("state/glance/staging",    USER),
+    ("state/neutron",           USER),
+    ("state/mysql",             USER),
+    ("state/rabbit",            USER),
+    ("state/ovs",               USER),
+)
+
+# libvirt's folders are its own for each cloud: a folder of the machine, and the one under DIR that our processes see there.
+PRIVATE_FOLDERS = (
+    ("/etc/libvirt",       "state/libvirt/etc"),
+    ("/run/libvirt",       "state/libvirt/run"),
+    ("/var/lib/libvirt",   "state/libvirt/lib"),
+    ("/var/cache/libvirt", "state/libvirt/cache"),
+    ("/var/log/libvirt",   "state/libvirt/log"),
+)
+
+# template             written to                       mode   owner
+CONFIG_FILES = (
+    ("nova.conf.tmpl",             CONF / "nova.conf",            0o600, USER),
+    ("conf/keystone.conf.tmpl",    CONF / "keystone.conf",        0o600, USER),
+    ("conf/glance-api.conf.tmpl",  CONF / "glance-api.conf",      0o600, USER),
+    ("conf/placement.conf.tmpl",   CONF / "placement.conf",       0o600, USER),
+    ("conf/neutron.conf.tmpl",     CONF / "neutron.conf",         0o600, USER),
+    ("conf/my.cnf.tmpl",           CONF / "my.cnf",               0o600, USER),
+    ("conf/grants.sql.tmpl",       CONF / "grants.sql",           0o600, USER),
+    ("conf/rabbitmq.conf.tmpl",    CONF / "rabbitmq.conf",        0o600, USER),
+    ("conf/rabbitmq-plugins.tmpl", CONF / "rabbitmq-plugins",     0o644, USER),
+    ("conf/uwsgi.ini.tmpl",        CONF / "uwsgi.ini",            0o644, USER),
+    ("conf/nat.nft.tmpl",          CONF / "nat.nft",              0o644, ROOT),
+    ("conf/window.tmpl",           CONF / "window",               0o644, ROOT),
+    ("conf/screenrc.tmpl",         CONF / "screenrc",             0o644, ROOT),
+    ("conf/libvirtd.conf.tmpl",    Path("/etc/libvirt/libvirtd.conf"), 0o644, ROOT),
+    ("conf/qemu.conf.tmpl",        Path("/etc/libvirt/qemu.conf"),     0o644, ROOT),
+    ("novarc.tmpl",                HOME / "novarc",               0o600, "caller"),
+    ("conf/clouds.yaml.tmpl",      HOME / "clouds.yaml",          0o600, "caller"),
+)
+
+# ---- Tables: the services, one window each, in the order in which they start ----
+
+
+class Service(NamedTuple):
+    """A row below: window's name, user, command, and what tells that it answers (a URL, a port, a socket; "": the APIs tell)."""
+
+    window: str
+    user: str
+    command: str
+    answers: str = ""
+
+
+API = "uwsgi --ini $CONF/uwsgi.ini --http-socket"
+
+# What OpenStack stands on.
+SERVERS = (
+    Service("mysql",       USER, "mariadbd --defaults-file=$CONF/my.cnf --datadir=$STATE/mysql/data", "$STATE/mysql/sock"),
+    Service("rabbit",      USER, "/usr/lib/rabbitmq/bin/rabbitmq-server", "127.0.0.1:$RABBIT_PORT"),
+    Service("ovsdb",       ROOT, "ovsdb-server --remote=punix:$STATE/ovs/db.sock --unixctl=$STATE/ovs/ovsdb.ctl"
+                                 " $STATE/ovs/conf.db $STATE/ovs/ovnnb.db $STATE/ovs/ovnsb.db", "$STATE/ovs/db.sock"),
+    Service("vswitchd",    ROOT, "ovs-vswitchd --unixctl=$STATE/ovs/vswitchd.ctl unix:$STATE/ovs/db.sock", "$STATE/ovs/vswitchd.ctl"),
+    Service("northd",      ROOT, "ovn-northd --unixctl=$STATE/ovs/northd.ctl"
+                                 " --ovnnb-db=unix:$STATE/ovs/db.sock --ovnsb-db=unix:$STATE/ovs/db.sock", "$STATE/ovs/northd.ctl"),
+    Service("ovn",         ROOT, "ovn-controller --unixctl=$STATE/ovs/ovn.ctl unix:$STATE/ovs/db.sock", "$STATE/ovs/ovn.ctl"),
+    Service("libvirt",     ROOT, "libvirtd", "/run/libvirt/libvirt-sock"),
+)
+# The APIs. keystone is first: every other one asks it who is asking.
+APIS = (
+    Service("keystone",    USER, f"{API} $HOST_IP:5000 --module keystone.wsgi.api:application", "http://$HOST_IP:5000/v3"),
+    Service("placement",   USER, f"{API} $HOST_IP:8778 --module placement.wsgi.api:application", "http://$HOST_IP:8778/"),
+    Service("glance",      USER, f"{API} $HOST_IP:9292 --module glance.wsgi.api:application", "http://$HOST_IP:9292/"),
+    Service("network",     USER, f"{API} $HOST_IP:9696 --module neutron.wsgi.api:application", "http://$HOST_IP:9696/"),
+    Service("api",         USER, f"{API} $HOST_IP:8774 --module nova.wsgi.osapi_compute:application", "http://$HOST_IP:8774/"),
+    Service("metadata",    USER, f"{API} 127.0.0.1:8775 --module nova.wsgi.metadata:application", "http://127.0.0.1:8775/"),
+)
+# What looks up the APIs in keystone's catalog when it starts, so these wait for the catalog.
+WORKERS = (
+    Service("compute",     ROOT, "nova-compute --config-file $CONF/nova.conf"),
+    Service("conductor",   USER, "nova-conductor --config-file $CONF/nova.conf"),
+    Service("scheduler",   USER, "nova-scheduler --config-file $CONF/nova.conf"),
+    Service("network-ovn", USER, "neutron-ovn-maintenance-worker --config-file $CONF/neutron.conf"),
+    Service("network-meta", ROOT, "neutron-ovn-metadata-agent --config-file $CONF/neutron.conf"),
+)
+SERVICES = SERVERS + APIS + WORKERS
+
+# ---- Tables: databases, endpoints, flavors ----
+
+# database, and the commands that fill it; these run beside those of the other rows
+DATABASES = (
+    (("nova_api", "nova_cell0", "nova_cell1"), (
+        "nova-manage --config-file $CONF/nova.conf api_db sync",
+        "nova-manage --config-file $CONF/nova.conf cell_v2 map_cell0 --database_connection {scheme}://{username}:{password}@{hostname}/nova_cell0?{query}",
+        "nova-manage --config-file $CONF/nova.conf cell_v2 create_cell --name cell1"
+        " --transport-url {scheme}://{username}:{password}@{hostname}:{port}/ --database_connection {scheme}://{username}:{password}@{hostname}/nova_cell1?{query}",
+        "nova-manage --config-file $CONF/nova.conf db sync")),
+    (("keystone",),  ("keystone-manage --config-file $CONF/keystone.conf db_sync",
+                      "keystone-manage --config-file $CONF/keystone.conf bootstrap")),
+    (("glance",),    ("glance-manage --config-file $CONF/glance-api.conf db_sync",)),
+    (("placement",), ("placement-manage --config-file $CONF/placement.conf db sync",)),
+    (("neutron",),   ("neutron-db-manage --config-file $CONF/neutron.conf upgrade heads",)),
+)
+
+# user,       type,         url
+ENDPOINTS = (
+    ("glance",    "image",     "http://$HOST_IP:9292"),
+    ("placement", "placement", "http://$HOST_IP:8778"),
+    ("nova",      "compute",   "http://$HOST_IP:8774/v2.1"),
+    ("neutron",   "network",   "http://$HOST_IP:9696"),
+)
+
+# name,     id,  MiB,   GiB, CPUs
+FLAVORS = (
+    ("m1.tiny",   "1",   512,   1, 1),
+    ("m1.small",  "2",  2048,  20, 1),
+    ("m1.medium", "3",  4096,  40, 2),
+    ("m1.large",  "4",  8192,  80, 4),
+    ("m1.xlarge", "5", 16384, 160, 8),
+)
+# fmt: on
+
+# ---- Talking: the log, steps, the caller ----
+
+log = logging.getLogger("nova.py")
+BEGAN = time.monotonic()
+STEPS: list[tuple[str, float]] = []  # what each step took, in seconds, in the order in which they ended
+
+
+def start_log(cfg: Settings) -> None:
+    """Everything goes to DIR/state/log/nova.log, with the time; -v shows it on the screen as well."""
+    path = cfg.DIR / "state/log/nova.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log.addHandler(handler)
+    LOG_FILE[:] = [path]
+
+
+def say(line: str) -> None:
+    """A line for the person who waits."""
+    print(line, file=sys.stderr, flush=True)
+    log.info("%s", line)
+
+
+@contextlib.contextmanager
+def step(what: str) -> Iterator[None]:
+    """Say what is being done and at which second; a Failure inside is told with it."""
+    started = time.monotonic()
+    say(f"{started - BEGAN:6.1f} s  {what}")
+    try:
+        yield
+    except Failure as failure:
+        failure.during = failure.during or what
+        raise
+    STEPS.append((what, time.monotonic() - started))
+
+
+def in_parallel(*functions: Callable[[], Any]) -> None:
+    """Call all of them at once and wait for all; the first failure is raised."""
+    with concurrent.futures.ThreadPoolExecutor(len(functions)) as pool:
+        for done in [pool.submit(f) for f in functions]:
+            done.result()
+
+
+# ---- Commands: do changes the machine, ask only looks; nothing else touches sh ----
+
+
+def do(*argv: object, user: str = ROOT, text: str = "", env: dict[str, str] | None = None, cwd: Path | None = None, undo: tuple[object, ...] = ()) -> None:
+    """Run a command that changes the machine; log all that it says; raise Failure with its last lines.
+
+    `text` is its standard input, `env` is added to its environment: secrets go there, argv is logged.
+    `undo` is recorded before the command runs: scrub takes it back.
+    """
+    words = [str(word) for word in argv]
+    if user != ROOT:
+        words = ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", *words]
+    if undo:
+        record(*undo)
+    log.debug("+ %s", shlex.join(words))
+    tail: collections.deque[str] = collections.deque(maxlen=20)
+
+    def keep(line: str) -> None:
+        log.debug("  %s", line.rstrip())
+        tail.append(line.rstrip())
+
+    environment = {**os.environ, "LC_ALL": "C.UTF-8", **(env or {})}
+    try:
+        sh.Command(words[0])(*words[1:], _in=text, _out=keep, _err_to_out=True, _tty_out=False, _cwd=str(cwd or "/"), _env=environment)
+    except sh.CommandNotFound:
+        raise Failure(f"{words[0]} is not installed", "sudo python3 nova.py install") from None
+    except sh.ErrorReturnCode as error:
+        raise Failure(f"{shlex.join(words)}\n  ended with exit code {error.exit_code}", tail=tuple(tail)) from None
+
+
+def ask(*argv: object, ok: tuple[int, ...] = (0,), default: str | None = None) -> str:
+    """What a command says, stripped; it must change nothing. `default`, where given, stands for a failure."""
+    words = [str(word) for word in argv]
+    try:
+        return str(sh.Command(words[0])(*words[1:], _in="", _tty_out=False, _ok_code=ok, _env={**os.environ, "LC_ALL": "C.UTF-8"})).strip()
+    except (sh.CommandNotFound, sh.ErrorReturnCode) as error:
+        if default is not None:
+            return default
+        said = error.stderr.decode(errors="replace") if isinstance(error, sh.ErrorReturnCode) else "it is not installed"
+        raise Failure(f"{shlex.join(words)} failed", tail=tuple(said.splitlines()[-20:])) from None
+
+
+def forgiven(function: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+    """Call it; a Failure becomes a line in the log. Only for taking down, where the rest must go on."""
+    try:
+        function(*arguments, **options)
+    except Failure as failure:
+        log.info("forgiven: %s %s", failure, " | ".join(failure.tail))
+
+
+def wait_for(what: str, ready: Callable[[], object], seconds: float, service: Service | None = None) -> None:
+    """Look five times a second until `ready` is true; the only place that sleeps.
+
+    A probe may raise: its last error is told when the time is up. With `service`, its window's death ends the wait at once.
+    """
+    deadline, last = time.monotonic() + seconds, "it never answered"
+    while time.monotonic() < deadline:
+        try:
+            if ready():
+                return
+        except Failure:
+            raise
+        except Exception as error:  # a probe of something that is not up yet may fail in any way
+            last = f"{type(error).__name__}: {error}"
+        if service and (died := (STATE / f"run/{service.window}.died")).exists():
+            raise Failure(f"window {service.window} died: {died.read_text().splitlines()[0]}", tail=last_lines(service.window))
+        time.sleep(0.2)
+    tail = last_lines(service.window) if service else ()
+    raise Failure(f"{what} is not ready after {seconds:.0f} s ({last})", tail=tail)
+
+
+# ---- The machine: files, the record, windows, processes ----
+
+
+def values(cfg: Settings) -> dict[str, Any]:
+    """What templates may name: settings, paths, ports, passwords."""
+    chosen = {row.name: getattr(cfg, row.name) for row in fields(cfg)}
+    passwords = json.loads((STATE / "passwords.json").read_text()) if (STATE / "passwords.json").exists() else {}
+    derived = dict(HOSTNAME=socket.gethostname(), INSTANCES=cfg.INSTANCES_PATH or HOME / "instances", LOCKS=cfg.LOCK_PATH or STATE / "locks")
+    return {**chosen, **PATHS, **derived, **passwords, **{k: v for k, v in chosen.items() if k in passwords and v}}
+
+
+def render(text: str, cfg: Settings) -> str:
+    """A template with every $NAME put in; an unknown name is an error."""
+    return string.Template(text).substitute(values(cfg))
+
+
+def write_file(path: Path, content: str | bytes, mode: int = 0o644, owner: str = ROOT) -> None:
+    """Write it whole or not at all, readable for nobody too early."""
+    new = path.with_name(path.name + ".new")
+    new.unlink(missing_ok=True)
+    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+        os.fchmod(file.fileno(), mode)
+        file.write(content.encode() if isinstance(content, str) else content)
+    give(new, owner)
+    new.rename(path)
+
+
+def give(path: Path, owner: str) -> None:
+    """Make it `owner`'s; "caller" is who called sudo."""
+    if owner == "caller":
+        os.chown(path, int(os.environ.get("SUDO_UID", 0)), int(os.environ.get("SUDO_GID", 0)))
+    else:
+        shutil.chown(path, owner, owner)
+
+
+def record(*undo: object) -> None:
+    """Write down the command that takes back what comes next, before it comes."""
+    with open(STATE / "record", "a") as file:
+        file.write(shlex.join(map(str, undo)) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def undo_recorded() -> None:
+    """Take back everything in the record, last first; a line is gone only when it was tried."""
+    path = STATE / "record"
+    lines = path.read_text().splitlines() if path.exists() else []
+    while lines:
+        forgiven(do, *shlex.split(lines.pop()))
+        write_file(path, "".join(f"{line}\n" for line in lines))
+
+
+def private_mounts(cfg: Settings) -> None:
+    """DIR is at /run/nova.py, and libvirt and network namespaces are the cloud's own, for this process and all it starts.
+
+    bootstrap called unshare, so nobody else sees these mounts: there is nothing to undo, the machine's own libvirt is
+    never touched, a home folder need not be opened for QEMU, and whoever has HOME mounted is a process of this cloud.
+    """
+    HOME.mkdir(exist_ok=True)
+    do("mount", "--bind", cfg.DIR.resolve(), HOME)
+    for machine, own in PRIVATE_FOLDERS:
+        Path(machine).mkdir(parents=True, exist_ok=True)
+        (HOME / own).mkdir(parents=True, exist_ok=True)
+        do("mount", "--bind", HOME / own, machine)
+    Path("/run/netns").mkdir(exist_ok=True)
+    do("mount", "-t", "tmpfs", "tmpfs", "/run/netns")
+
+
+def processes() -> list[psutil.Process]:
+    """Every process of this cloud, oldest first: those that have HOME mounted, but for nova.py itself and who called it."""
+    mine = {os.getpid(), *(p.pid for p in psutil.Process().parents())}
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(OSError, psutil.Error):
+            if process.pid not in mine and f" {HOME} " in Path(f"/proc/{process.pid}/mountinfo").read_text():
+                found.append(process)
+    return sorted(found, key=lambda p: p.pid)
+
+
+def end_processes(those: list[psutil.Process], seconds: float) -> None:
+    """Ask them to end (SIGTERM), wait for so long, and make the rest (SIGKILL)."""
+    for process in those:
+        with contextlib.suppress(psutil.Error):
+            process.terminate()
+    for process in psutil.wait_procs(those, timeout=seconds)[1]:
+        log.info("killed: %s", process)
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(those, timeout=5)
+
+
+def session_runs(cfg: Settings) -> bool:
+    """Is there a screen session of our name?"""
+    return bool(re.search(rf"^\s+\d+\.{re.escape(cfg.SCREEN_NAME)}\s", ask("screen", "-ls", ok=(0, 1), default=""), re.MULTILINE))
+
+
+def open_window(cfg: Settings, service: Service) -> None:
+    """Open the service's window: a shell whose first command is the service, so up-arrow starts it again."""
+    command = f"keep {service.window} {service.user} {render(service.command, cfg)}"
+    rc = f". {CONF}/window\nhistory -s {shlex.quote(command)}\n{command}\n"
+    (STATE / f"run/{service.window}.died").unlink(missing_ok=True)
+    write_file(STATE / f"run/{service.window}.rc", rc)
+    do("screen", "-S", cfg.SCREEN_NAME, "-X", "screen", "-t", service.window, "bash", "--rcfile", STATE / f"run/{service.window}.rc", "-i")
+
+
+def last_lines(window: str, count: int = 12) -> tuple[str, ...]:
+    """The end of a window's log, without empty lines and colours."""
+    path = STATE / f"log/{window}.log"
+    text = path.read_text(errors="replace") if path.exists() else ""
+    return tuple(line.strip() for line in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", text).splitlines() if line.strip())[-count:]
+
+
+def answers(place: str) -> bool:
+    """Does somebody answer at this URL, host:port or socket? An API that says no has answered too."""
+    if place.startswith("http"):
+        try:
+            return bool(urllib.request.urlopen(place, timeout=5).status)
+        except urllib.error.HTTPError as error:
+            return error.code < 500
+    family = socket.AF_UNIX if place.startswith("/") else socket.AF_INET
+    host, _, port = place.partition(":")
+    with socket.socket(family) as probe:
+        probe.settimeout(5)
+        probe.connect(place if family == socket.AF_UNIX else (host, int(port)))
+        return True
+
+
+def wait_for_service(cfg: Settings, service: Service, seconds: float = 90) -> None:
+    """Its window answers, or a Failure that names it."""
+    place = render(service.answers, cfg)
+    wait_for(f"{service.window} ({place})", lambda: answers(place), seconds, service)
+
+
+def cloud(cfg: Settings) -> Any:
+    """A connection to the running cloud as its admin."""
+    import openstack  # here: a second that most verbs need not spend
+
+    known = values(cfg)
+    return openstack.connect(
+        auth_url=f"http://{cfg.HOST_IP}:5000/v3", username="admin", password=known["ADMIN_PASSWORD"], project_name="admin",
+        user_domain_name="Default", project_domain_name="Default", region_name="RegionOne", identity_api_version="3", load_yaml_config=False,
+    )  # fmt: skip
+
+
+# ---- Checks: before anything is changed ----
+
+
+def default_interface() -> str:
+    """The interface of the default route; "" where there is none."""
+    return str(netifaces.gateways().get("default", {}).get(netifaces.AF_INET, ("", ""))[1])
+
+
+def address_of(interface: str) -> str:
+    """The first IPv4 address of an interface; "" where it has none."""
+    return str(netifaces.ifaddresses(interface).get(netifaces.AF_INET, [{}])[0].get("addr", ""))
+
+
+def settings_from(environ: dict[str, str], folder: str = "nova") -> Settings:
+    """Read every setting, once, and refuse what makes no sense: Failure with code 2."""
+    chosen: dict[str, Any] = {}
+    for row in fields(Settings):
+        value = environ.get(row.name, "") if row.name != "DIR" else ""
+        if not value:
+            continue
+        if isinstance(row.default, bool):
+            if value not in ("0", "1"):
+                raise Failure(f"{row.name}={value}: say 0 or 1", code=2)
+            value = value == "1"
+        elif row.name in CHOICES and value not in CHOICES[row.name]:
+            raise Failure(f"{row.name}={value}: it can be {', '.join(CHOICES[row.name])}", code=2)
+        if (row.name, value) in REFUSED:
+            raise Failure(f"{row.name}={environ[row.name]}: {REFUSED[row.name, value]}", code=2)
+        chosen[row.name] = value
+    return checked(Settings(DIR=Path(folder).absolute(), **chosen))
+
+
+def checked(cfg: Settings) -> Settings:
+    """The same settings with what was left empty found out, and each value possible on this machine."""
+    def no(name: str, reason: str) -> Failure:
+        return Failure(f"{name}={getattr(cfg, name)}: {reason}", code=2)
+
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,30}", cfg.SCREEN_NAME):
+        raise no("SCREEN_NAME", "letters, digits, - and _ only, 30 at most")
+    for name in ("FLAT_INTERFACE", "INTERFACE"):
+        if getattr(cfg, name) and getattr(cfg, name) not in netifaces.interfaces():
+            raise no(name, f"this machine has {', '.join(netifaces.interfaces())}")
+    if cfg.FLAT_INTERFACE:
+        raise no("FLAT_INTERFACE", "not ported yet")
+    interface = cfg.INTERFACE or default_interface()
+    host_ip = cfg.HOST_IP or (address_of(interface) if interface else "")
+    own = {a["addr"] for i in netifaces.interfaces() for a in netifaces.ifaddresses(i).get(netifaces.AF_INET, [])}
+    if not host_ip:
+        raise Failure("no default route, so no HOST_IP to find: set HOST_IP to one of " + ", ".join(sorted(own)), code=2)
+    if host_ip not in own:
+        raise Failure(f"HOST_IP={host_ip}: not an address of this machine; it has {', '.join(sorted(own))}", code=2)
+    for name in ("INSTANCES_PATH", "LOCK_PATH"):
+        if getattr(cfg, name) and not Path(getattr(cfg, name)).is_absolute():
+            raise no(name, "say the whole path, from /")
+    for name in ("MYSQL_PASS", "ADMIN_PASSWORD"):
+        if not re.fullmatch(r"([A-Za-z0-9_.~-]{8,})?", getattr(cfg, name)):
+            raise Failure(f"{name}: at least 8 of A-Z a-z 0-9 _ . ~ -, since it stands in URLs and files", code=2)
+    networks = {}
+    for name, least in (("FLOATING_RANGE", 29), ("FIXED_RANGE", 28)):
+        try:
+            networks[name] = ipaddress.IPv4Network(getattr(cfg, name))
+        except ValueError as error:
+            raise no(name, f"not a range of IPv4 addresses: {error}") from None
+        if networks[name].prefixlen > least:
+            raise no(name, f"too small; at most /{least}")
+    if networks["FLOATING_RANGE"].overlaps(networks["FIXED_RANGE"]):
+        raise no("FLOATING_RANGE", f"overlaps FIXED_RANGE={cfg.FIXED_RANGE}")
+    for name, (route, device) in ((n, r) for n in networks for r in routes()):
+        if device != "br-ex" and route.prefixlen and route.overlaps(networks[name]):
+            raise no(name, f"this machine has a route to {route} through {device}")
+    return Settings(**{**{r.name: getattr(cfg, r.name) for r in fields(cfg)}, "INTERFACE": interface, "HOST_IP": host_ip})
+
+
+def routes() -> list[tuple[ipaddress.IPv4Network, str]]:
+    """The machine's IPv4 routes and their interfaces, from /proc: ip(8) may not be there yet."""
+    rows = [line.split() for line in Path("/proc/net/route").read_text().splitlines()[1:]]
+    quad = lambda word: str(ipaddress.IPv4Address(bytes.fromhex(word)[::-1]))  # noqa: E731
+    return [(ipaddress.IPv4Network(f"{quad(row[1])}/{quad(row[7])}"), row[0]) for row in rows]
+
+
+def packages() -> dict[str, str]:
+    """This distribution's packages, name and reason; Failure for one that the tables do not know."""
+    known = dict(line.replace('"', "").split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
+    name = f"{known.get('ID')}-{known.get('VERSION_ID')}"
+    tables = tomllib.loads((HERE / "conf/packages.toml").read_text())
+    if name not in tables:
+        there = ", ".join(sorted(set(tables) - {"common"}))
+        raise Failure(f"this is {name}, and conf/packages.toml knows {there}", "add a table of its package names there")
+    return {**tables["common"], **tables[name]}
+
+
+def check_machine(cfg: Settings) -> None:
+    """Memory, disk, ports, distribution: everything that would end a run half-way, told before it begins."""
+    packages()
+    if not Path("/dev/net/tun").exists():
+        raise Failure("no /dev/net/tun: instances could not be wired", "in a container: pass the device in, and the capabilities SYS_ADMIN and NET_ADMIN")
+    if (free := psutil.virtual_memory().available) < 3 << 30:
+        raise Failure(f"{free / 2**30:.1f} GiB of memory free, and a cloud needs 3")
+    place = next(p for p in (cfg.DIR, *cfg.DIR.parents) if p.exists())
+    needed = 1 if (cfg.DIR / "state/env").exists() else 4
+    if (free := shutil.disk_usage(place).free) < needed << 30:
+        raise Failure(f"{free / 2**30:.1f} GiB of disk free at {place}, and a cloud needs {needed}")
+    wanted = {int(p) for s in SERVICES for p in re.findall(r":(\d+)(?=[/ ]|$)", string.Template(s.command + " " + s.answers).safe_substitute(PATHS))}
+    for connection in psutil.net_connections("tcp"):
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port in wanted:
+            who = psutil.Process(connection.pid).name() if connection.pid else "somebody"
+            raise Failure(f"port {connection.laddr.port} is in use by {who} (pid {connection.pid})", "end that program, or the cloud it belongs to, first")
+
+# ---- branch ----
+
+
+def branch(cfg: Settings, source: str = "") -> None:
+    """Put nova's source into DIR: there it runs, edit it there."""
+    version = re.fullmatch(r"(?:pypi:nova(?:==(.+))?)?", source)
+    if not version:
+        raise Failure(f"SOURCE {source}: only pypi:nova so far", code=2)
+    kept = STATE / "tree.json"
+    if kept.exists() and (lost := changed_files(json.loads(kept.read_text()))):
+        raise Failure(f"Refusing to branch: {len(lost)} files in {cfg.DIR} have changes that would be lost: {', '.join(lost[:5])}",
+                      f"keep what you need and remove {cfg.DIR}/state/tree.json; then branch again")  # fmt: skip
+    with step("Fetch nova's source"):
+        file = locked("nova", ".tar.gz")
+        fresh, packed = STATE / "branch", STATE / "cache/nova.tar.gz"
+        packed.parent.mkdir(exist_ok=True)
+        packed.write_bytes(download(file["url"], file["hash"]))
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir()
+        do("tar", "--extract", "--no-same-owner", "--file", packed, "--directory", fresh)
+    with step(f"Put it into {cfg.DIR}"):
+        put_tree(next(fresh.iterdir()), kept)
+        fresh.rmdir()
+
+
+def put_tree(fresh: Path, kept: Path) -> None:
+    """Replace the tree in DIR by `fresh`, leaving what nova.py keeps beside it, and note what each file was."""
+    names = {p.name for p in fresh.iterdir()}
+    for name in names | set(json.loads(kept.read_text())["top"] if kept.exists() else ()):
+        old = HOME / name
+        shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink(missing_ok=True)
+    for path in [fresh, *fresh.rglob("*")]:
+        give(path, "caller")
+    for path in fresh.iterdir():
+        path.rename(HOME / path.name)
+    fresh.rmdir()
+    tree = {"top": sorted(names), "files": {}}
+    tree["files"] = {str(p.relative_to(HOME)): digest(p) for n in names for p in walk(HOME / n)}
+    write_file(kept, json.dumps(tree))
+
+
+def walk(path: Path) -> list[Path]:
+    """The files at and below a path, but for what Python makes by itself."""
+    below = [path] if path.is_file() else path.rglob("*")
+    return [p for p in below if p.is_file() and p.suffix != ".pyc" and ".egg-info" not in str(p)]
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def changed_files(tree: dict[str, Any]) -> list[str]:
+    """The tree's files that are not as branch left them: changed, or new."""
+    now = {str(p.relative_to(HOME)): digest(p) for n in tree["top"] if (HOME / n).exists() for p in walk(HOME / n)}
+    return sorted(name for name, was in now.items() if tree["files"].get(name) != was)
+
+
+# ---- install ----
+
+
+def install(cfg: Settings) -> None:
+    """Everything a cloud needs: packages, users, OpenStack's environment, databases, image. Goes on where it stopped."""
+    packages()
+    if not (STATE / "tree.json").exists():
+        branch(cfg)
+    in_parallel(install_packages, lambda: install_openstack(cfg))
+    make_users()
+    make_folders(cfg)
+    write_config(cfg)
+    in_parallel(lambda: make_databases(cfg), lambda: make_image(cfg))
+
+
+def install_packages() -> None:
+    """One apt transaction for what is missing; services that packages bring do not start, now or at the next boot."""
+    installed = ask("dpkg-query", "--show", "--showformat", "${Package} ${db:Status-Status}\n").splitlines()
+    missing = [name for name in packages() if f"{name} installed" not in installed]
+    if not missing:
+        return
+    apt = ("apt-get", "-o", "DPkg::Lock::Timeout=120", "-o", "Acquire::Retries=3")
+    quiet = {"DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_SUSPEND": "1"}
+    with step(f"Install {len(missing)} packages and what they need"), no_services():
+        do("dpkg", "--configure", "-a", env=quiet)  # a call that was cut off
+        do(*apt, "update", "-qq")
+        do(*apt, "install", "-y", "-qq", "--no-install-recommends", *missing, env=quiet)
+
+
+@contextlib.contextmanager
+def no_services() -> Iterator[None]:
+    """Debian starts a package's service when it is installed and enables it; the cloud's are its own, so not here."""
+    policy, wants = Path("/usr/sbin/policy-rc.d"), Path("/etc/systemd/system")
+    before = {p.name for p in wants.glob("*.wants/*")}
+    ours = not policy.exists() or policy.read_text().endswith("# nova.py\n")
+    if ours:
+        write_file(policy, "#!/bin/sh\nexit 101\n# nova.py\n", 0o755)
+    try:
+        yield
+    finally:
+        if ours:
+            policy.unlink(missing_ok=True)
+        if new := sorted({p.name for p in wants.glob("*.wants/*")} - before):
+            forgiven(do, "systemctl", "disable", *new)
+
+
+def install_openstack(cfg: Settings) -> None:
+    """OpenStack's environment from the lock file, with the tree in DIR as its nova."""
+    key = digest(HERE / "uv.lock")
+    made_from = ENV / "made-from"
+    if made_from.exists() and made_from.read_text() == key:
+        return
+    uv = (TOOL / "uv", "--quiet", "--no-config")
+    env = {"UV_SYSTEM_CERTS": "1", "UV_CACHE_DIR": str(STATE / "cache/uv")}
+    wanted = STATE / "cache/cloud.txt"
+    wanted.parent.mkdir(parents=True, exist_ok=True)
+    into = ("--python", ENV, "--no-build-isolation", "--require-hashes", "--requirements", wanted)
+    with step("Install OpenStack's environment"):
+        # The distribution's python3: its python3-libvirt is built for that one.
+        do(*uv, "venv", "--clear", "--relocatable", "--python", "/usr/bin/python3", ENV, env=env)
+        for only in (("--only-group", "cloud-build"), ("--only-group", "cloud", "--no-emit-package", "nova")):
+            do(*uv, "export", "--frozen", *only, "--output-file", wanted, cwd=HERE, env=env)
+            do(*uv, "pip", "install", *into, env=env)
+        do(*uv, "pip", "install", "--python", ENV, "--no-build-isolation", "--no-deps", "--editable", HOME, env=env)
+        site = next(ENV.glob("lib/python3*/site-packages"))
+        (site / "distribution.pth").write_text(f"{STATE}/python3-libvirt\n")
+    with step("Compile it"):
+        do(ENV / "bin/python", "-m", "compileall", "-q", "-j", "2", site, HOME / "nova")
+    write_file(made_from, key)
+
+
+def make_users() -> None:
+    """The users that own the cloud's processes."""
+    for user in (USER, GUEST_USER):
+        if not ask("getent", "passwd", user, default=""):
+            do("useradd", "--system", "--user-group", "--no-create-home", "--home-dir", "/nonexistent", "--shell", "/usr/sbin/nologin", user)
+    libvirt = STATE / "python3-libvirt"
+    shutil.rmtree(libvirt, ignore_errors=True)
+    libvirt.mkdir()
+    for file in Path("/usr/lib/python3/dist-packages").glob("libvirt*"):
+        (libvirt / file.name).symlink_to(file)
+
+
+def make_folders(cfg: Settings) -> None:
+    """Folders and passwords: what is there stays as it is."""
+    for name, owner in FOLDERS:
+        (HOME / name).mkdir(parents=True, exist_ok=True)
+        give(HOME / name, owner)
+    path = STATE / "passwords.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    for name in ("MYSQL_PASS", "ADMIN_PASSWORD", "RABBIT_PASS", "SERVICE_PASSWORD", "METADATA_SECRET"):
+        known[name] = getattr(cfg, name, "") or known.get(name) or secrets.token_urlsafe(24)
+    write_file(path, json.dumps(known, indent=1), 0o600)
+
+
+def write_config(cfg: Settings) -> None:
+    """Every service's configuration from its template."""
+    for template, path, mode, owner in CONFIG_FILES:
+        write_file(path, render((HERE / template).read_text(), cfg), mode, owner)
+    write_file(CONF / "keep", (HERE / "conf/keep").read_bytes(), 0o755)
+    for folder in ("fernet", "credential"):
+        for name in ("0", "1"):
+            if not (STATE / f"keystone/{folder}/{name}").exists():
+                write_file(STATE / f"keystone/{folder}/{name}", urlsafe_b64encode(secrets.token_bytes(32)), 0o600, USER)
+
+
+def make_databases(cfg: Settings) -> None:
+    """Filled databases, made once and copied by every run: their content depends on what `key` is made of alone."""
+    versions = "".join(sorted(p.name for p in (HOME / "nova/db").rglob("*.py")))
+    known = values(cfg)
+    parts = (digest(HERE / "uv.lock"), versions, cfg.HOST_IP, known["ADMIN_PASSWORD"], ask("mariadbd", "--version"), repr(DATABASES))
+    key = hashlib.sha256(repr(parts).encode()).hexdigest()
+    data, made_from = STATE / "cache/mysql", STATE / "cache/mysql.made-from"
+    if made_from.exists() and made_from.read_text() == key:
+        return
+    made_from.unlink(missing_ok=True)
+    shutil.rmtree(data, ignore_errors=True)
+    with step("Make the databases"), temporary_mysql(data):
+        in_parallel(*(lambda names=names, commands=commands: fill_database(cfg, names, commands) for names, commands in DATABASES))
+    write_file(made_from, key)
+
+
+@contextlib.contextmanager
+def temporary_mysql(data: Path) -> Iterator[None]:
+    """A MariaDB on an empty `data` for the length of a with."""
+    data.mkdir(parents=True)
+    give(data, USER)
+    do("mariadb-install-db", "--no-defaults", f"--datadir={data}", "--auth-root-authentication-method=socket", "--skip-test-db", user=USER)
+    server = sh.Command("setpriv")(
+        f"--reuid={USER}", f"--regid={USER}", "--init-groups", "mariadbd", f"--defaults-file={CONF}/my.cnf", f"--datadir={data}",
+        "--innodb-flush-log-at-trx-commit=0", _in="", _out=str(STATE / "log/mysql-install.log"), _err_to_out=True, _tty_out=False, _bg=True, _bg_exc=False,
+    )  # fmt: skip
+    try:
+        wait_for("MariaDB", lambda: answers(str(STATE / "mysql/sock")), 30)
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError, sh.ErrorReturnCode):
+            server.signal(signal.SIGTERM)
+            server.wait()
+
+
+def fill_database(cfg: Settings, names: tuple[str, ...], commands: tuple[str, ...]) -> None:
+    """Create the databases and run the commands that make their tables."""
+    known = values(cfg)
+    env = {"OS_BOOTSTRAP_PASSWORD": known["ADMIN_PASSWORD"], "OS_BOOTSTRAP_REGION_ID": "RegionOne", "OS_BOOTSTRAP_PUBLIC_URL": f"http://{cfg.HOST_IP}:5000/v3"}
+    for name in names:
+        do("mariadb", f"--socket={STATE}/mysql/sock", text=f"CREATE DATABASE {name};")
+    for command in commands:
+        program, *arguments = shlex.split(render(command, cfg))
+        do(ENV / "bin" / program, *arguments, user=USER, env=env, cwd=STATE)
+
+
+def make_image(cfg: Settings) -> None:
+    """The three parts of ami-tty, from Debian's packages."""
+
+
+# ---- run ----
+
+
+def run(cfg: Settings) -> None:
+    """Run a cloud for as long as its session lasts, then take it down."""
+    run_detached(cfg)
+    with contextlib.suppress(sh.ErrorReturnCode):
+        sh.Command("screen")("-S", cfg.SCREEN_NAME, "-x", _fg=True)
+    if session_runs(cfg):
+        say(f"The cloud stays. Come back: sudo screen -x {cfg.SCREEN_NAME}   End it: sudo python3 nova.py terminate, then clean")
+        return
+    terminate(cfg)
+    clean(cfg)
+
+
+def run_detached(cfg: Settings) -> None:
+    """Start a new, empty cloud: every service in its own screen window."""
+    refuse_if_running(cfg)
+    end_what_was_left(cfg)
+    check_machine(cfg)
+    if cfg.LIBVIRT_TYPE == "kvm" and not Path("/dev/kvm").exists():
+        raise Failure("LIBVIRT_TYPE=kvm: this machine has no /dev/kvm", "use qemu")
+    install(cfg)
+    empty_databases()
+    start_session(cfg)
+    create_bridges(cfg)
+    start_apis(cfg)
+    register_services(cfg)
+    start_workers(cfg)
+    create_flavors(cfg)
+    create_networks(cfg)
+    upload_image(cfg)
+    wait_for_hosts(cfg)
+    smoke_test(cfg)
+    (STATE / "run/up").touch()
+    say_how_to_use(cfg)
+
+
+def refuse_if_running(cfg: Settings) -> None:
+    """nova.sh's refusal: a session of this name is there, and its cloud is up."""
+    if session_runs(cfg) and (STATE / "run/up").exists():
+        name = cfg.SCREEN_NAME
+        raise Failure(f"screen named '{name}' already exists!", f"attach to it with: sudo screen -x {name}\n  end it with: sudo python3 nova.py terminate, then clean")
+
+
+def end_what_was_left(cfg: Settings) -> None:
+    """A run that was cut off, or a cloud that was cleaned but not scrubbed: take the rest down first."""
+    if processes() or (STATE / "record").exists() or session_runs(cfg):
+        with step("Take down what an earlier run left"):
+            take_down(cfg)
+            remove_traces()
+
+
+def empty_databases() -> None:
+    """Every run is a fresh cloud: databases as install made them, no instances, no networks, no messages."""
+    with step("Empty the databases"):
+        for name in ("state/mysql", "state/rabbit", "state/ovs", "state/libvirt/lib", "state/libvirt/run", "state/glance/images", "state/nova", "instances"):
+            for path in (HOME / name).glob("*"):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        for path in (STATE / "log").glob("*.log"):
+            if path.name != "nova.log":
+                path.unlink()
+        do("cp", "--archive", "--reflink=auto", "--sparse=always", "--no-target-directory", STATE / "cache/mysql", STATE / "mysql/data")
+        for schema, name in (("openvswitch/vswitch", "conf"), ("ovn/ovn-nb", "ovnnb"), ("ovn/ovn-sb", "ovnsb")):
+            do("ovsdb-tool", "create", STATE / f"ovs/{name}.db", f"/usr/share/{schema}.ovsschema")
+
+
+def start_session(cfg: Settings) -> None:
+    """The screen session, and in it what OpenStack stands on."""
+    with step("Start MariaDB, RabbitMQ, Open vSwitch, OVN and libvirt"):
+        do("screen", "-c", CONF / "screenrc", "-d", "-m", "-S", cfg.SCREEN_NAME, "-t", "nova", "bash", "--rcfile", CONF / "window", "-i")
+        wait_for("screen", lambda: session_runs(cfg), 10)
+        if cfg.SCREEN_STATUS:
+            do("screen", "-S", cfg.SCREEN_NAME, "-X", "hardstatus", "alwayslastline", "%-Lw%{= BW}%50>%n%f* %t%{-}%+Lw%< %= %H")
+        for service in SERVERS:
+            open_window(cfg, service)
+        for service in SERVERS:
+            if service.window != "rabbit":  # slow, and nobody needs it before the workers
+                wait_for_service(cfg, service)
+
+
+def create_bridges(cfg: Settings) -> None:
+    """OVN's integration bridge, and br-ex, where this machine is the gateway of the floating addresses."""
+    with step("Create the bridges"):
+        kernel = has_kernel_datapath()
+        database = f"unix:{STATE}/ovs/db.sock"
+        datapath = "system" if kernel else "netdev"
+        floating = ipaddress.IPv4Network(cfg.FLOATING_RANGE)
+        do("ovs-vsctl", f"--db={database}", *shlex.split(
+            f"""set Open_vSwitch . other_config:userspace-tso-enable={str(not kernel).lower()}
+                external-ids:system-id={socket.gethostname()} external-ids:hostname={socket.gethostname()}
+                external-ids:ovn-remote={database} external-ids:ovn-encap-type=geneve external-ids:ovn-encap-ip=127.0.0.1
+                external-ids:ovn-bridge-datapath-type={datapath} external-ids:ovn-bridge-mappings=public:br-ex
+                external-ids:ovn-cms-options=enable-chassis-as-gw
+                -- add-br br-int -- set Bridge br-int datapath_type={datapath} fail-mode=secure
+                -- add-br br-ex -- set Bridge br-ex datapath_type={datapath}"""))  # fmt: skip
+        do("ip", "address", "replace", f"{floating[1]}/{floating.prefixlen}", "dev", "br-ex")
+        do("ip", "link", "set", "br-ex", "up")
+        if (was := ask("sysctl", "-n", "net.ipv4.ip_forward")) != "1":
+            do("sysctl", "-qw", "net.ipv4.ip_forward=1", undo=("sysctl", "-qw", f"net.ipv4.ip_forward={was}"))
+        do("nft", "-f", CONF / "nat.nft", undo=("nft", "delete", "table", "ip", "nova_py"))
+
+
+def has_kernel_datapath() -> bool:
+    """Does this kernel have Open vSwitch? Looked at, not assumed: many containers' kernels do not."""
+    if not Path("/sys/module/openvswitch").exists():
+        forgiven(do, "modprobe", "openvswitch")
+    return Path("/sys/module/openvswitch").exists()
+
+
+def start_apis(cfg: Settings) -> None:
+    """The APIs; keystone has to answer before anything can be registered."""
+    with step("Start the APIs"):
+        for service in APIS:
+            open_window(cfg, service)
+        wait_for_service(cfg, APIS[0])
+
+
+def register_services(cfg: Settings) -> None:
+    """keystone's catalog: each service's user and its address."""
+    with step("Register the services in keystone"):
+        identity = cloud(cfg).identity
+        project = identity.create_project(name="service", domain_id="default")
+        roles = [identity.find_role(name) or identity.create_role(name=name) for name in ("admin", "service")]
+        for name, kind, url in ENDPOINTS:
+            user = identity.create_user(name=name, domain_id="default", password=values(cfg)["SERVICE_PASSWORD"])
+            for role in roles:
+                identity.assign_project_role_to_user(project, user, role)
+            service = identity.create_service(name=name, type=kind)
+            for interface in ("public", "internal"):
+                identity.create_endpoint(service_id=service.id, interface=interface, url=render(url, cfg), region_id="RegionOne")
+
+
+def start_workers(cfg: Settings) -> None:
+    """Everything that finds the APIs by the catalog."""
+    with step("Start the workers"):
+        for service in WORKERS:
+            open_window(cfg, service)
+        for service in (SERVERS[1], *APIS[1:]):
+            wait_for_service(cfg, service)
+
+
+def create_flavors(cfg: Settings) -> None:
+    """nova.sh's sizes."""
+    with step("Create flavors"):
+        for name, number, ram, disk, cpus in FLAVORS:
+            cloud(cfg).compute.create_flavor(name=name, id=number, ram=ram, disk=disk, vcpus=cpus)
+
+
+def create_networks(cfg: Settings) -> None:
+    """private, public and the router between them; ping and ssh come in."""
+    with step("Create networks"):
+        network = cloud(cfg).network
+        floating = ipaddress.IPv4Network(cfg.FLOATING_RANGE)
+        public = network.create_network(name="public", is_router_external=True, provider_network_type="flat", provider_physical_network="public")
+        network.create_subnet(
+            name="public", network_id=public.id, ip_version=4, cidr=cfg.FLOATING_RANGE, gateway_ip=str(floating[1]), is_dhcp_enabled=False,
+            allocation_pools=[{"start": str(floating[2]), "end": str(floating[-2])}],
+        )  # fmt: skip
+        private = network.create_network(name="private")
+        subnet = network.create_subnet(name="private", network_id=private.id, ip_version=4, cidr=cfg.FIXED_RANGE, is_dhcp_enabled=True)
+        router = network.create_router(name="router", external_gateway_info={"network_id": public.id})
+        network.add_interface_to_router(router, subnet_id=subnet.id)
+        group = next(network.security_groups(name="default", project_id=cloud(cfg).current_project_id))
+        for rule in ({"protocol": "icmp"}, {"protocol": "tcp", "port_range_min": 22, "port_range_max": 22}):
+            network.create_security_group_rule(security_group_id=group.id, direction="ingress", **rule)
+
+
+def upload_image(cfg: Settings) -> None:
+    """Register ami-tty: kernel, ramdisk, root disk."""
+    with step("Upload the image"):
+        pass
+
+
+def wait_for_hosts(cfg: Settings) -> None:
+    """Until an instance could be placed and wired."""
+    with step("Wait for the compute host"):
+        admin = cloud(cfg)
+        wait_for("nova's services", lambda: len([s for s in admin.compute.services() if s.state == "up"]) >= 3, 60)
+        wait_for("the compute host in a cell", lambda: list(admin.compute.hypervisors()), 60)
+        room = "/resource_providers?resources=VCPU:1,MEMORY_MB:64,DISK_GB:1"
+        wait_for("the compute host in placement", lambda: admin.placement.get(room, microversion="1.17").json()["resource_providers"], 60)
+        wait_for("OVN's agents", lambda: {a.binary for a in admin.network.agents() if a.is_alive} >= {"ovn-controller", "neutron-ovn-metadata-agent"}, 60)
+
+
+def smoke_test(cfg: Settings) -> None:
+    """Boot an instance, reach it, delete it."""
+
+
+def say_how_to_use(cfg: Settings) -> None:
+    """What the user wants to know now."""
+    for what, seconds in STEPS:
+        say(f"  {seconds:6.1f} s  {what}")
+
+
+# ---- terminate ----
+
+
+def terminate(cfg: Settings) -> None:
+    """End every instance."""
+
+
+# ---- clean ----
+
+
+def clean(cfg: Settings) -> None:
+    """End the session and every process that it started; the machine's own are not touched."""
+    with step("End the session and its processes"):
+        take_down(cfg)
+
+
+def take_down(cfg: Settings) -> None:
+    """End windows and guests, OpenStack before what it stands on; then whatever of ours is still there."""
+    stages = [[s.window for s in APIS + WORKERS], [s.window for s in SERVERS]]
+    for windows in stages:
+        keepers = {int(p.read_text()) for w in windows if (p := STATE / f"run/{w}.pid").exists()}
+        end_processes([p for p in processes() if p.pid in keepers], 5)
+    if session_runs(cfg):
+        forgiven(do, "screen", "-S", cfg.SCREEN_NAME, "-X", "quit")
+    end_processes(processes(), 2)
+    for path in (STATE / "run").glob("*"):
+        path.unlink()
+
+
+# ---- scrub ----
+
+
+def scrub(cfg: Settings) -> None:
+    """Remove what a cloud leaves on the machine; works with no API, no session, no database, and twice."""
+    with step("Remove bridges, rules and domains"):
+        take_down(cfg)
+        remove_traces()
+
+
+def remove_traces() -> None:
+    """Take back what the record names, and forget the domains."""
+    undo_recorded()
+    (STATE / "record").unlink(missing_ok=True)
+    for path in (STATE / "libvirt/etc/qemu").glob("*.xml"):
+        path.unlink()
+
+
+# ---- Command line ----
+
+
+def settings(cfg: Settings) -> None:
+    """Print each variable with its value and its meaning; what was changed is marked."""
+    for row in fields(Settings):
+        value = getattr(cfg, row.name)
+        value = int(value) if isinstance(value, bool) else value
+        shown = "(set)" if row.name in ("MYSQL_PASS", "ADMIN_PASSWORD") and value else value
+        mark = "*" if os.environ.get(row.name) else " "
+        print(f"{mark} {row.name + '=' + str(shown):34} {row.metadata['meaning']}")
+
+
+VERBS = {f.__name__: f for f in (branch, install, run, run_detached, terminate, clean, scrub, settings)}
+
+
+def main(arguments: list[str]) -> int:
+    """Carry out one verb; returns the exit code: 0 done, 1 failed, 2 usage, 130 Ctrl-C."""
+    os.umask(0o022)
+    log.setLevel(logging.DEBUG)
+    if "-v" in arguments:
+        log.addHandler(logging.StreamHandler())
+    verb, *rest = [a for a in arguments if a != "-v"]
+    most = {"branch": 2, "settings": 0}.get(verb, 1)
+    try:
+        if len(rest) > most or any(r.startswith("-") for r in rest):
+            raise Failure(f"{verb} does not take {' '.join(rest)}; see: python3 nova.py --help", code=2)
+        folder = rest[most - 1] if len(rest) == most and most else "nova"
+        cfg = settings_from(dict(os.environ), folder)
+        if verb == "settings":
+            settings(cfg)
+            return 0
+        with only_one(verb):
+            prepare_folder(cfg, verb)
+            VERBS[verb](cfg, *rest[: most - 1])
+        return 0
+    except Failure as failure:
+        return tell_failure(failure)
+    except KeyboardInterrupt:
+        print(f"\nnova.py: interrupted. {verb} can be called again; clean ends what was started.", file=sys.stderr)
+        return 130
+
+
+def prepare_folder(cfg: Settings, verb: str) -> None:
+    """DIR is there, or is made by the verbs that may; its log begins; the private mounts are in place."""
+    if verb not in ("branch", "install", "run", "run_detached") and not (cfg.DIR / "state").exists():
+        raise Failure(f"no cloud in {cfg.DIR}", f"go to the folder where it was made, or name it: sudo python3 nova.py {verb} DIR")
+    (cfg.DIR / "state").mkdir(parents=True, exist_ok=True)
+    start_log(cfg)
+    private_mounts(cfg)
+
+
+@contextlib.contextmanager
+def only_one(verb: str) -> Iterator[None]:
+    """Two at once: the second is refused."""
+    with open("/run/nova.py.lock", "a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise Failure(f"another nova.py is at work: {lock.read().strip()}", "wait for it, or end it") from None
+        lock.truncate(0)
+        lock.write(f"{verb}, pid {os.getpid()}\n")
+        lock.flush()
+        yield
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
