@@ -209,7 +209,7 @@ CHOICES = {"LIBVIRT_TYPE": ("qemu", "kvm", "lxc", "uml"), "NET_MAN": ("VlanManag
 # ---- Tables: users, ports, paths ----
 
 USER       = "nova-py"     # owns every process that does not need root
-GUEST_USER = "nova-guest"  # owns the instances' QEMUs
+GUEST_USER = "libvirt-qemu"  # owns the instances' QEMUs; libvirt does not start where nobody has this name
 ROOT       = "root"        # for what wires networks and starts instances
 
 # The cloud's folder as its processes see it (private_mounts): short enough for sockets, the same wherever DIR is.
@@ -266,6 +266,7 @@ CONFIG_FILES = (
     ("conf/uwsgi.ini.tmpl",        CONF / "uwsgi.ini",            0o644, USER),
     ("conf/nat.nft.tmpl",          CONF / "nat.nft",              0o644, ROOT),
     ("conf/window.tmpl",           CONF / "window",               0o644, ROOT),
+    ("conf/test.tmpl",             CONF / "test",                 0o644, ROOT),
     ("conf/screenrc.tmpl",         CONF / "screenrc",             0o644, ROOT),
     ("conf/libvirtd.conf.tmpl",    Path("/etc/libvirt/libvirtd.conf"), 0o644, ROOT),
     ("conf/qemu.conf.tmpl",        Path("/etc/libvirt/qemu.conf"),     0o644, ROOT),
@@ -291,12 +292,11 @@ API = "uwsgi --ini $CONF/uwsgi.ini --http-socket"
 SERVERS = (
     Service("mysql",       USER, "mariadbd --defaults-file=$CONF/my.cnf --datadir=$STATE/mysql/data", "$STATE/mysql/sock"),
     Service("rabbit",      USER, "/usr/lib/rabbitmq/bin/rabbitmq-server", "127.0.0.1:$RABBIT_PORT"),
-    Service("ovsdb",       ROOT, "ovsdb-server --remote=punix:$STATE/ovs/db.sock --unixctl=$STATE/ovs/ovsdb.ctl"
+    Service("ovsdb",       USER, "ovsdb-server --remote=punix:$STATE/ovs/db.sock --unixctl=$STATE/ovs/ovsdb.ctl"
                                  " $STATE/ovs/conf.db $STATE/ovs/ovnnb.db $STATE/ovs/ovnsb.db", "$STATE/ovs/db.sock"),
     Service("vswitchd",    ROOT, "ovs-vswitchd --unixctl=$STATE/ovs/vswitchd.ctl unix:$STATE/ovs/db.sock", "$STATE/ovs/vswitchd.ctl"),
-    Service("northd",      ROOT, "ovn-northd --unixctl=$STATE/ovs/northd.ctl"
+    Service("northd",      USER, "ovn-northd --unixctl=$STATE/ovs/northd.ctl"
                                  " --ovnnb-db=unix:$STATE/ovs/db.sock --ovnsb-db=unix:$STATE/ovs/db.sock", "$STATE/ovs/northd.ctl"),
-    Service("ovn",         ROOT, "ovn-controller --unixctl=$STATE/ovs/ovn.ctl unix:$STATE/ovs/db.sock", "$STATE/ovs/ovn.ctl"),
     Service("libvirt",     ROOT, "libvirtd", "/run/libvirt/libvirt-sock"),
 )
 # The APIs. keystone is first: every other one asks it who is asking.
@@ -310,6 +310,7 @@ APIS = (
 )
 # What looks up the APIs in keystone's catalog when it starts, so these wait for the catalog.
 WORKERS = (
+    Service("ovn",         ROOT, "ovn-controller unix:$STATE/ovs/db.sock"),
     Service("compute",     ROOT, "nova-compute --config-file $CONF/nova.conf"),
     Service("conductor",   USER, "nova-conductor --config-file $CONF/nova.conf"),
     Service("scheduler",   USER, "nova-scheduler --config-file $CONF/nova.conf"),
@@ -351,6 +352,14 @@ FLAVORS = (
     ("m1.large",  "4",  8192,  80, 4),
     ("m1.xlarge", "5", 16384, 160, 8),
 )
+
+# image,            format, file,      properties (a part's name stands for its id)
+IMAGE_PARTS = (
+    ("ami-tty-kernel",  "aki", "vmlinuz",  {}),
+    ("ami-tty-ramdisk", "ari", "initrd",   {}),
+    ("ami-tty",         "ami", "root.img", {"kernel_id": "ami-tty-kernel", "ramdisk_id": "ami-tty-ramdisk",
+                                            "os_command_line": "root=/dev/vda console=tty1 console=ttyS0 quiet"}),
+)
 # fmt: on
 
 # ---- Talking: the log, steps, the caller ----
@@ -386,6 +395,11 @@ def step(what: str) -> Iterator[None]:
     except Failure as failure:
         failure.during = failure.during or what
         raise
+    except Exception as error:  # of the APIs' client, mostly: told like the others, in full in the log
+        log.exception(what)
+        failure = Failure(f"{type(error).__name__}: {error}")
+        failure.during = what
+        raise failure from error
     STEPS.append((what, time.monotonic() - started))
 
 
@@ -865,6 +879,8 @@ def make_folders(cfg: Settings) -> None:
     for name, owner in FOLDERS:
         (HOME / name).mkdir(parents=True, exist_ok=True)
         give(HOME / name, owner)
+        if owner == USER:
+            (HOME / name).chmod(0o700)
     path = STATE / "passwords.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     for name in ("MYSQL_PASS", "ADMIN_PASSWORD", "RABBIT_PASS", "SERVICE_PASSWORD", "METADATA_SECRET"):
@@ -886,8 +902,7 @@ def write_config(cfg: Settings) -> None:
 def make_databases(cfg: Settings) -> None:
     """Filled databases, made once and copied by every run: their content depends on what `key` is made of alone."""
     versions = "".join(sorted(p.name for p in (HOME / "nova/db").rglob("*.py")))
-    known = values(cfg)
-    parts = (digest(HERE / "uv.lock"), versions, cfg.HOST_IP, known["ADMIN_PASSWORD"], ask("mariadbd", "--version"), repr(DATABASES))
+    parts = (digest(HERE / "uv.lock"), versions, keystone_bootstrap(cfg), ask("mariadbd", "--version"), repr(DATABASES))
     key = hashlib.sha256(repr(parts).encode()).hexdigest()
     data, made_from = STATE / "cache/mysql", STATE / "cache/mysql.made-from"
     if made_from.exists() and made_from.read_text() == key:
@@ -918,10 +933,16 @@ def temporary_mysql(data: Path) -> Iterator[None]:
             server.wait()
 
 
+def keystone_bootstrap(cfg: Settings) -> dict[str, str]:
+    """What keystone-manage bootstrap reads from its environment, the admin's password among it."""
+    url = f"http://{cfg.HOST_IP}:5000/v3"
+    names = ("PASSWORD", "REGION_ID", "PUBLIC_URL", "INTERNAL_URL")
+    return {f"OS_BOOTSTRAP_{k}": v for k, v in zip(names, (values(cfg)["ADMIN_PASSWORD"], "RegionOne", url, url))}
+
+
 def fill_database(cfg: Settings, names: tuple[str, ...], commands: tuple[str, ...]) -> None:
     """Create the databases and run the commands that make their tables."""
-    known = values(cfg)
-    env = {"OS_BOOTSTRAP_PASSWORD": known["ADMIN_PASSWORD"], "OS_BOOTSTRAP_REGION_ID": "RegionOne", "OS_BOOTSTRAP_PUBLIC_URL": f"http://{cfg.HOST_IP}:5000/v3"}
+    env = keystone_bootstrap(cfg)
     for name in names:
         do("mariadb", f"--socket={STATE}/mysql/sock", text=f"CREATE DATABASE {name};")
     for command in commands:
@@ -930,7 +951,14 @@ def fill_database(cfg: Settings, names: tuple[str, ...], commands: tuple[str, ..
 
 
 def make_image(cfg: Settings) -> None:
-    """The three parts of ami-tty, from Debian's packages."""
+    """The three parts of ami-tty, from the distribution's packages."""
+    sources, made_from = HERE / "conf/ami-tty", HOME / "images/made-from"
+    key = "".join(digest(path) for path in sorted(sources.iterdir()) if path.is_file())
+    if made_from.exists() and made_from.read_text() == key:
+        return
+    with step("Build the image ami-tty"):
+        do(sys.executable, sources / "build.py", HOME / "images")
+    write_file(made_from, key)
 
 
 # ---- run ----
@@ -997,20 +1025,20 @@ def empty_databases() -> None:
                 path.unlink()
         do("cp", "--archive", "--reflink=auto", "--sparse=always", "--no-target-directory", STATE / "cache/mysql", STATE / "mysql/data")
         for schema, name in (("openvswitch/vswitch", "conf"), ("ovn/ovn-nb", "ovnnb"), ("ovn/ovn-sb", "ovnsb")):
-            do("ovsdb-tool", "create", STATE / f"ovs/{name}.db", f"/usr/share/{schema}.ovsschema")
+            do("ovsdb-tool", "create", STATE / f"ovs/{name}.db", f"/usr/share/{schema}.ovsschema", user=USER)
 
 
 def start_session(cfg: Settings) -> None:
     """The screen session, and in it what OpenStack stands on."""
     with step("Start MariaDB, RabbitMQ, Open vSwitch, OVN and libvirt"):
-        do("screen", "-c", CONF / "screenrc", "-d", "-m", "-S", cfg.SCREEN_NAME, "-t", "nova", "bash", "--rcfile", CONF / "window", "-i")
+        do("screen", "-c", CONF / "screenrc", "-d", "-m", "-S", cfg.SCREEN_NAME, "-t", "test", "bash", "--rcfile", CONF / "test", "-i")
         wait_for("screen", lambda: session_runs(cfg), 10)
         if cfg.SCREEN_STATUS:
             do("screen", "-S", cfg.SCREEN_NAME, "-X", "hardstatus", "alwayslastline", "%-Lw%{= BW}%50>%n%f* %t%{-}%+Lw%< %= %H")
         for service in SERVERS:
             open_window(cfg, service)
         for service in SERVERS:
-            if service.window != "rabbit":  # slow, and nobody needs it before the workers
+            if service.answers and service.window != "rabbit":  # rabbit is slow, and nobody needs it before the workers
                 wait_for_service(cfg, service)
 
 
@@ -1104,7 +1132,11 @@ def create_networks(cfg: Settings) -> None:
 def upload_image(cfg: Settings) -> None:
     """Register ami-tty: kernel, ramdisk, root disk."""
     with step("Upload the image"):
-        pass
+        admin, parts = cloud(cfg), {}
+        for name, form, file, properties in IMAGE_PARTS:
+            properties = {key: parts.get(value, value) for key, value in properties.items()}
+            with open(HOME / "images" / file, "rb") as data:
+                parts[name] = admin.image.create_image(name, disk_format=form, container_format=form, visibility="public", data=data, **properties).id
 
 
 def wait_for_hosts(cfg: Settings) -> None:
@@ -1119,20 +1151,90 @@ def wait_for_hosts(cfg: Settings) -> None:
 
 
 def smoke_test(cfg: Settings) -> None:
-    """Boot an instance, reach it, delete it."""
+    """Boot an instance, reach it by ping and by ssh through a floating address, delete it."""
+    key = STATE / "run/smoke"
+    admin = cloud(cfg)
+    with step("Boot an instance and reach it by ssh"):
+        do("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "smoke", "-f", key)
+        admin.compute.create_keypair(name="smoke", public_key=key.with_suffix(".pub").read_text())
+        port = admin.network.create_port(name="smoke", network_id=admin.network.find_network("private").id)
+        address = admin.network.create_ip(floating_network_id=admin.network.find_network("public").id, port_id=port.id)
+        server = admin.compute.create_server(
+            name="smoke", key_name="smoke", flavor_id=FLAVORS[0][1], image_id=admin.image.find_image("ami-tty").id, networks=[{"port": port.id}],
+        )  # fmt: skip
+        wait_for("the instance", lambda: is_active(admin, server), 120)
+        where = address.floating_ip_address
+        wait_for(f"ping of {where}", lambda: ask("ping", "-c1", "-W1", where, ok=(0, 1)).find(" 0% packet loss") > 0, 60)
+        wait_for(f"ssh to {where}", lambda: ask(*ssh(key, where), "hostname", default="") == "smoke", 90)
+    with step("Delete it again"):
+        admin.compute.delete_server(server)
+        wait_for("the instance's end", lambda: not admin.compute.find_server(server.id), 60)
+        admin.network.delete_ip(address)
+        admin.network.delete_port(port)
+        admin.compute.delete_keypair("smoke")
+
+
+def ssh(key: Path, address: str) -> tuple[object, ...]:
+    """The command that logs in as root; instances come and go, so nothing is remembered of their keys."""
+    return ("ssh", "-i", key, "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR",
+            "-o", "BatchMode=yes", "-o", "ConnectTimeout=3", f"root@{address}")  # fmt: skip
+
+
+def is_active(admin: Any, server: Any) -> bool:
+    """Is the instance running? One that went wrong will not, and says why."""
+    now = admin.compute.get_server(server.id)
+    if now.status == "ERROR":
+        raise Failure(f"instance {now.name}: {(now.fault or {}).get('message')}", "look into the windows compute and scheduler")
+    return bool(now.status == "ACTIVE")
 
 
 def say_how_to_use(cfg: Settings) -> None:
-    """What the user wants to know now."""
+    """What the user wants to know now: what took how long, where everything is, and three lines to try."""
+    say("\nSeconds each step took (some went on side by side):")
     for what, seconds in STEPS:
-        say(f"  {seconds:6.1f} s  {what}")
+        say(f"  {seconds:6.1f}  {what}")
+    say(f"""
+The cloud is up, {time.monotonic() - BEGAN:.0f} s after it was asked for: APIs on {cfg.HOST_IP}, instances in {cfg.FIXED_RANGE}, floating addresses in {cfg.FLOATING_RANGE}.
+  . {cfg.DIR}/novarc
+  openstack server create --image ami-tty --flavor m1.tiny --network private --wait one
+  openstack console log show one
+See the services: sudo screen -x {cfg.SCREEN_NAME}    End it: sudo python3 nova.py terminate, then clean""")
 
 
 # ---- terminate ----
 
 
 def terminate(cfg: Settings) -> None:
-    """End every instance."""
+    """End every instance through the API; where that does not answer, through libvirt."""
+    with step("End the instances"):
+        if answers_now(render(APIS[4].answers, cfg)):
+            delete_everything(cloud(cfg))
+        destroy_domains()
+
+
+def answers_now(place: str) -> bool:
+    """Does it answer at this moment?"""
+    try:
+        return answers(place)
+    except OSError:
+        return False
+
+
+def delete_everything(admin: Any) -> None:
+    """Every project's instances, and the floating addresses that they had."""
+    for server in (servers := list(admin.compute.servers(all_projects=True))):
+        admin.compute.delete_server(server, force=True)
+    wait_for(f"the end of {len(servers)} instances", lambda: not list(admin.compute.servers(all_projects=True)), 60)
+    for address in admin.network.ips():
+        admin.network.delete_ip(address)
+
+
+def destroy_domains() -> None:
+    """The domains of this cloud's own libvirt: destroyed and forgotten."""
+    if answers_now("/run/libvirt/libvirt-sock"):
+        for name in ask("virsh", "list", "--all", "--name").split():
+            forgiven(do, "virsh", "destroy", name)
+            forgiven(do, "virsh", "undefine", "--nvram", name)
 
 
 # ---- clean ----
