@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """Build the test image ami-tty (kernel, initramfs, root disk) from Debian's packages: build.py FOLDER"""
+
 import lzma
 import os
 import re
@@ -41,7 +42,7 @@ def packages() -> list[str]:
     kernel = re.findall(r"Depends: (linux-image-\S+)", ask("apt-cache", "depends", KERNEL))
     no = [f"--no-{kind}" for kind in ("recommends", "suggests", "conflicts", "breaks", "replaces", "enhances")]
     below = ask("apt-cache", "depends", "--recurse", *no, *PROGRAMS)
-    return kernel[:1] + list(PROGRAMS) + re.findall(r"^(z?lib[^\s:]+)$", below, re.M)
+    return kernel[:1] + list(PROGRAMS) + re.findall(r"^(z?lib[^\s:]+)$", below, re.MULTILINE)
 
 
 def unpack(names: list[str], work: Path) -> Path:
@@ -53,13 +54,17 @@ def unpack(names: list[str], work: Path) -> Path:
     # root may do without apt's own user, who could not write into a private folder
     subprocess.run(["apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", *names], check=True, cwd=work)
     for deb in work.glob("*.deb"):
-        data = subprocess.Popen(["dpkg-deb", "--fsys-tarfile", deb], stdout=subprocess.PIPE)
-        subprocess.run(["tar", "-x", "--keep-directory-symlink", "-C", tree], check=True, stdin=data.stdout)
+        # as dpkg-deb -x does, but bookworm's would put a folder /lib in the place of our link
+        data = subprocess.run(["dpkg-deb", "--fsys-tarfile", deb], check=True, stdout=subprocess.PIPE).stdout
+        subprocess.run(["tar", "-x", "--keep-directory-symlink", "-C", tree], check=True, input=data)
     return tree
 
 
 def modules(tree: Path, wanted: list[str]) -> dict[str, bytes]:
-    """The modules and what they depend on, uncompressed, in the order to load them; what is built in is left out."""
+    """The modules and what they depend on, uncompressed, in the order to load them.
+
+    What the kernel has built in has no file and is left out, and so is what this release's kernel lacks (ahci on 12).
+    """
     files = {path.name.split(".")[0].replace("-", "_"): path for path in tree.glob("usr/lib/modules/**/*.ko*")}
     found: dict[str, bytes] = {}
 
@@ -132,14 +137,33 @@ def build_initramfs(tree: Path, work: Path, image: Path) -> None:
 
 def build_root(tree: Path, work: Path, image: Path) -> None:
     folder = work / "root"
-    for name in ("proc", "sys", "dev", "run", "tmp", "mnt", "root", "etc/dropbear", "etc/acpi/PWRF", "usr/bin", "usr/lib"):
+    for name in (
+        "proc",
+        "sys",
+        "dev",
+        "run",
+        "tmp",
+        "mnt",
+        "root",
+        "var",
+        "etc/dropbear",
+        "etc/acpi/PWRF",
+        "usr/bin",
+        "usr/lib",
+    ):
         (folder / name).mkdir(parents=True)
-    for name, target in (("bin", "usr/bin"), ("sbin", "usr/bin"), ("lib", "usr/lib"), ("lib64", "usr/lib"), ("usr/sbin", "bin")):
+    for name, target in (
+        ("bin", "usr/bin"),
+        ("sbin", "usr/bin"),
+        ("lib", "usr/lib"),
+        ("lib64", "usr/lib"),
+        ("usr/sbin", "bin"),
+    ):
         (folder / name).symlink_to(target)
     programs = [tree / path for paths in PROGRAMS.values() for path in paths]
     for program in programs:
         install(program, folder / "usr" / "bin" / program.name)
-    for library in libraries(tree, programs[1:]):       # busybox is static
+    for library in libraries(tree, programs[1:]):  # busybox is static
         install(library, folder / "usr" / "lib" / library.name)
     for name in ask(str(tree / "bin" / "busybox"), "--list").split():
         if name != "busybox":
@@ -151,9 +175,10 @@ def build_root(tree: Path, work: Path, image: Path) -> None:
         (folder / "etc" / name).write_text(text)
     (folder / "etc" / "acpi" / "PWRF" / "00000080").chmod(0o755)
     image.unlink(missing_ok=True)
-    as_root = [] if os.geteuid() == 0 else ["unshare", "--map-root-user"]       # the files' owner is the caller
-    mke2fs = from_tree(tree, tree / "sbin" / "mke2fs", "-q", "-t", "ext4", "-m", "0", "-L", "ami-tty", "-d", folder, image, DISK_SIZE)
-    subprocess.run([*as_root, *mke2fs], check=True, stdout=subprocess.DEVNULL, env={**os.environ, "MKE2FS_CONFIG": str(tree / "etc" / "mke2fs.conf")})
+    as_root = [] if os.geteuid() == 0 else ["unshare", "--map-root-user"]  # whoever builds it, the files are root's
+    mke2fs = from_tree(tree, tree / "sbin" / "mke2fs", "-q", "-t", "ext4", "-b", "4096", "-m", "0", "-L", "ami-tty")
+    env = {**os.environ, "MKE2FS_CONFIG": str(tree / "etc" / "mke2fs.conf")}
+    subprocess.run([*as_root, *mke2fs, "-d", folder, image, DISK_SIZE], check=True, stdout=subprocess.DEVNULL, env=env)
 
 
 def main(out: Path) -> None:
