@@ -344,7 +344,7 @@ WORKERS = (
     Service("compute",      ROOT, "nova-compute --config-file $CONF/nova.conf"),
     Service("network-meta", ROOT, "neutron-ovn-metadata-agent --config-file $CONF/neutron.conf"),
 )
-SERVICES = SERVERS + CONTROL + WORKERS
+SERVICES = {service.window: service for service in SERVERS + CONTROL + WORKERS}
 
 # ---- Tables: databases, endpoints, flavors ----
 
@@ -1020,14 +1020,14 @@ def make_databases(cfg: Settings) -> None:
             "--skip-test-db",
             user=USER,
         )
-        with started(cfg, SERVERS[0], f"--datadir={data}", "--innodb-flush-log-at-trx-commit=0"):
+        with started(cfg, SERVICES["mysql"], f"--datadir={data}", "--innodb-flush-log-at-trx-commit=0"):
             in_parallel(
                 *(
                     lambda names=names, commands=commands: fill_database(cfg, names, commands)
                     for names, commands in DATABASES
                 )
             )
-            with started(cfg, CONTROL[0]):
+            with started(cfg, SERVICES["keystone"]):
                 register_services(cfg)
     write_file(made_from, key)
 
@@ -1260,7 +1260,7 @@ def start_control(cfg: Settings) -> None:
 def start_workers(cfg: Settings) -> None:
     """What asks the others when it starts."""
     with step("Start scheduler, compute and network agents"):
-        wait_for_service(cfg, SERVERS[1])
+        wait_for_service(cfg, SERVICES["rabbit"])
         for service in WORKERS:
             open_window(cfg, service)
 
