@@ -40,15 +40,14 @@ import ssl
 import string
 import subprocess
 import sys
-import threading
 import time
 import tomllib
 import urllib.error
 import urllib.request
 import zipfile
 from base64 import urlsafe_b64encode
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,9 +58,11 @@ TOOL = HERE / ".tool"  # nova.py's own environment and the downloads for it
 class Failure(Exception):
     """What went wrong, in words for the user; `hint` is what to do, `tail` the last lines that the command said."""
 
-    def __init__(self, message: str, hint: str = "", tail: tuple[str, ...] = (), code: int = 1) -> None:
+    def __init__(
+        self, message: str, hint: str = "", tail: tuple[str, ...] = (), code: int = 1, during: str = ""
+    ) -> None:
         super().__init__(message)
-        self.hint, self.tail, self.code, self.during = hint, tail, code, ""
+        self.hint, self.tail, self.code, self.during = hint, tail, code, during
 
 
 # ---- Bootstrap: from a bare python3 to the environment this module needs ----
@@ -115,12 +116,12 @@ def make_tool_environment() -> None:
             TOOL / "requirements.txt",
         ),
     ):
-        done = subprocess.run([TOOL / "uv", *arguments], env=environment, cwd=HERE, capture_output=True, text=True)
+        done = subprocess.run([TOOL / "uv", *arguments], env=environment, cwd=HERE, capture_output=True, check=False)
         if done.returncode:
             raise Failure(
                 "uv " + " ".join(map(str, arguments)) + " failed",
                 "check the network, then repeat",
-                tuple(done.stderr.splitlines()[-20:]),
+                tuple(done.stderr.decode().splitlines()[-20:]),
             )
     shutil.copy(HERE / "uv.lock", TOOL / "made-from")
 
@@ -128,7 +129,7 @@ def make_tool_environment() -> None:
 def bootstrap() -> None:
     """Start again in nova.py's own environment and with mounts of its own, made first where missing.
 
-    With sudo a user's packages are out of sight, so the environment is nova.py's own. Private mounts: see private_mounts.
+    With sudo a user's packages are out of sight, so the environment is nova.py's own. Mounts: see private_mounts.
     """
     if os.environ.pop("NOVA_PY_PRIVATE", ""):
         return
@@ -194,7 +195,7 @@ def setting(default: Any, meaning: str) -> Any:
 class Settings:
     """What the user asked for. Made once, by settings_from; nothing else reads the environment."""
 
-    DIR: Path              = setting(Path("nova"), "the folder of the cloud: nova's source, instances, novarc (argument, not variable)")
+    DIR: Path              = setting(Path("nova"), "the cloud's folder: nova's source, instances, novarc (an argument)")
     SCREEN_NAME: str       = setting("nova",       "name of the screen session")
     SCREEN_STATUS: bool    = setting(True,         "1: a status line that names the windows")
     USE_MYSQL: bool        = setting(True,         "1: a private MariaDB")
@@ -241,7 +242,7 @@ STATE = HOME / "state"
 ENV   = STATE / "env"
 CONF  = STATE / "conf"
 PATHS = dict(
-    HERE=HERE, HOME=HOME, STATE=STATE, ENV=ENV, BIN=ENV / "bin", CONF=CONF, USER=USER, GUEST_USER=GUEST_USER,
+    HERE=HERE, HOME=HOME, STATE=STATE, OVS=STATE / "ovs", OVSDB=f"unix:{STATE}/ovs/db.sock", ENV=ENV, BIN=ENV / "bin", CONF=CONF, USER=USER, GUEST_USER=GUEST_USER,
     MAC_PREFIX="fa:6e:70", RABBIT_PORT=35672, RABBIT_DIST_PORT=35673, EPMD_PORT=34369,
 )
 
@@ -266,7 +267,13 @@ FOLDERS = (
     ("state/ovs",               USER),
 )
 
-# libvirt's folders are its own for each cloud: a folder of the machine, and the one under DIR that our processes see there.
+# What every run begins without.
+EMPTIED = (
+    "state/mysql", "state/rabbit", "state/ovs", "state/nova", "state/glance/images", "state/neutron",
+    "state/libvirt/etc/qemu", "state/libvirt/lib", "state/libvirt/run", "instances", "networks",
+)
+
+# libvirt is the cloud's own: a folder of the machine, and the one under DIR that the cloud's processes see there.
 PRIVATE_FOLDERS = (
     ("/etc/libvirt",       "state/libvirt/etc"),
     ("/run/libvirt",       "state/libvirt/run"),
@@ -302,7 +309,7 @@ CONFIG_FILES = (
 
 
 class Service(NamedTuple):
-    """A row below: window's name, user, command, and what tells that it answers (a URL, a port, a socket; "": the APIs tell)."""
+    """A row below: window, user, command, and where it answers: a URL, a host:port, a socket; "" where the APIs tell."""
 
     window: str
     user: str
@@ -315,19 +322,18 @@ NOVA_CONF = "--config-file $CONF/nova.conf --config-file $CONF/nova-db.conf"
 
 # What OpenStack stands on.
 SERVERS = (
-    Service("mysql",       USER, "mariadbd --defaults-file=$CONF/my.cnf --datadir=$STATE/mysql/data", "$STATE/mysql/sock"),
-    Service("rabbit",      USER, "/usr/lib/rabbitmq/bin/rabbitmq-server", "127.0.0.1:$RABBIT_PORT"),
-    Service("ovsdb",       USER, "ovsdb-server --remote=punix:$STATE/ovs/db.sock --unixctl=$STATE/ovs/ovsdb.ctl"
-                                 " $STATE/ovs/conf.db $STATE/ovs/ovnnb.db $STATE/ovs/ovnsb.db", "$STATE/ovs/db.sock"),
-    Service("vswitchd",    ROOT, "ovs-vswitchd --unixctl=$STATE/ovs/vswitchd.ctl unix:$STATE/ovs/db.sock", "$STATE/ovs/vswitchd.ctl"),
-    Service("northd",      USER, "ovn-northd --unixctl=$STATE/ovs/northd.ctl"
-                                 " --ovnnb-db=unix:$STATE/ovs/db.sock --ovnsb-db=unix:$STATE/ovs/db.sock", "$STATE/ovs/northd.ctl"),
-    Service("libvirt",     ROOT, "libvirtd", "/run/libvirt/libvirt-sock"),
+    Service("mysql",        USER, "mariadbd --defaults-file=$CONF/my.cnf --datadir=$STATE/mysql/data", "$STATE/mysql/sock"),
+    Service("rabbit",       USER, "/usr/lib/rabbitmq/bin/rabbitmq-server", "127.0.0.1:$RABBIT_PORT"),
+    Service("ovsdb",        USER, "ovsdb-server --remote=p$OVSDB --unixctl=$OVS/ovsdb.ctl"
+                                  " $OVS/conf.db $OVS/ovnnb.db $OVS/ovnsb.db", "$OVS/db.sock"),
+    Service("vswitchd",     ROOT, "ovs-vswitchd --unixctl=$OVS/vswitchd.ctl $OVSDB", "$OVS/vswitchd.ctl"),
+    Service("northd",       USER, "ovn-northd --unixctl=$OVS/northd.ctl --ovnnb-db=$OVSDB --ovnsb-db=$OVSDB", "$OVS/northd.ctl"),
+    Service("libvirt",      ROOT, "libvirtd", "/run/libvirt/libvirt-sock"),
 )
 # OpenStack's own. ovn-controller (23.03) crashes where the bridges are not there yet, so it is here; keystone comes
 # first of the others, because they all ask it who is asking.
 CONTROL = (
-    Service("ovn",           ROOT, "ovn-controller unix:$STATE/ovs/db.sock"),
+    Service("ovn",           ROOT, "ovn-controller $OVSDB"),
     Service("keystone",     USER, f"{API} $HOST_IP:5000 --module keystone.wsgi.api:application", "http://$HOST_IP:5000/v3"),
     Service("placement",    USER, f"{API} $HOST_IP:8778 --module placement.wsgi.api:application", "http://$HOST_IP:8778/"),
     Service("network",      USER, f"{API} $HOST_IP:9696 --module neutron.wsgi.api:application", "http://$HOST_IP:9696/"),
@@ -382,11 +388,11 @@ FLAVORS = (
 )
 
 # image,            format, file,      properties (a part's name stands for its id)
-IMAGE_PARTS = (
+IMAGE_PARTS: tuple[tuple[str, str, str, dict[str, str]], ...] = (
     ("ami-tty-kernel",  "aki", "vmlinuz",  {}),
     ("ami-tty-ramdisk", "ari", "initrd",   {}),
-    ("ami-tty",         "ami", "root.img", {"kernel_id": "ami-tty-kernel", "ramdisk_id": "ami-tty-ramdisk",
-                                            "os_command_line": "root=/dev/vda console=tty1 console=ttyS0 quiet no_timer_check"}),
+    ("ami-tty",         "ami", "root.img", {"kernel_id": "ami-tty-kernel", "ramdisk_id": "ami-tty-ramdisk", "os_command_line":
+                                            "root=/dev/vda console=tty1 console=ttyS0 quiet no_timer_check"}),
 )
 # fmt: on
 
@@ -425,9 +431,7 @@ def step(what: str) -> Iterator[None]:
         raise
     except Exception as error:  # of the APIs' client, mostly: told like the others, in full in the log
         log.exception(what)
-        failure = Failure(f"{type(error).__name__}: {error}")
-        failure.during = what
-        raise failure from error
+        raise Failure(f"{type(error).__name__}: {error}", during=what) from error
     STEPS.append((what, time.monotonic() - started))
 
 
@@ -438,27 +442,19 @@ def in_parallel(*functions: Callable[[], Any]) -> None:
             done.result()
 
 
-# ---- Commands: do changes the machine, ask only looks; nothing else touches sh ----
+# ---- Commands: do changes the machine, ask only looks ----
+
+PLAIN = {"LC_ALL": "C.UTF-8"}  # what commands say is read, by the log's reader at least
 
 
-def do(
-    *argv: object,
-    user: str = ROOT,
-    text: str = "",
-    env: dict[str, str] | None = None,
-    cwd: Path | None = None,
-    undo: tuple[object, ...] = (),
-) -> None:
+def do(*argv: object, user: str = ROOT, text: str = "", env: Mapping[str, str] = {}, cwd: object = "/") -> None:
     """Run a command that changes the machine; log all that it says; raise Failure with its last lines.
 
     `text` is its standard input, `env` is added to its environment: secrets go there, argv is logged.
-    `undo` is recorded before the command runs: scrub takes it back.
     """
     words = [str(word) for word in argv]
     if user != ROOT:
         words = ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", *words]
-    if undo:
-        record(*undo)
     log.debug("+ %s", shlex.join(words))
     tail: collections.deque[str] = collections.deque(maxlen=20)
 
@@ -466,11 +462,9 @@ def do(
         log.debug("  %s", line.rstrip())
         tail.append(line.rstrip())
 
-    environment = {**os.environ, "LC_ALL": "C.UTF-8", **(env or {})}
+    options = dict(_in=text, _out=keep, _err_to_out=True, _tty_out=False, _cwd=str(cwd))
     try:
-        sh.Command(words[0])(
-            *words[1:], _in=text, _out=keep, _err_to_out=True, _tty_out=False, _cwd=str(cwd or "/"), _env=environment
-        )
+        sh.Command(words[0])(*words[1:], **options, _env={**os.environ, **PLAIN, **env})
     except sh.CommandNotFound:
         raise Failure(f"{words[0]} is not installed", "sudo python3 nova.py install") from None
     except sh.ErrorReturnCode as error:
@@ -481,16 +475,13 @@ def ask(*argv: object, ok: tuple[int, ...] = (0,), default: str | None = None) -
     """What a command says, stripped; it must change nothing. `default`, where given, stands for a failure."""
     words = [str(word) for word in argv]
     try:
-        return str(
-            sh.Command(words[0])(
-                *words[1:], _in="", _tty_out=False, _ok_code=ok, _env={**os.environ, "LC_ALL": "C.UTF-8"}
-            )
-        ).strip()
+        said = sh.Command(words[0])(*words[1:], _in="", _tty_out=False, _ok_code=ok, _env={**os.environ, **PLAIN})
+        return str(said).strip()
     except (sh.CommandNotFound, sh.ErrorReturnCode) as error:
         if default is not None:
             return default
-        said = error.stderr.decode(errors="replace") if isinstance(error, sh.ErrorReturnCode) else "it is not installed"
-        raise Failure(f"{shlex.join(words)} failed", tail=tuple(said.splitlines()[-20:])) from None
+        why = error.stderr.decode(errors="replace") if isinstance(error, sh.ErrorReturnCode) else "it is not installed"
+        raise Failure(f"{shlex.join(words)} failed", tail=tuple(why.splitlines()[-20:])) from None
 
 
 def forgiven(function: Callable[..., Any], *arguments: Any, **options: Any) -> None:
@@ -504,7 +495,7 @@ def forgiven(function: Callable[..., Any], *arguments: Any, **options: Any) -> N
 def wait_for(what: str, ready: Callable[[], object], seconds: float, service: Service | None = None) -> None:
     """Look five times a second until `ready` is true; the only place that sleeps.
 
-    A probe may raise: its last error is told when the time is up. With `service`, its window's death ends the wait at once.
+    A probe may raise: its last error is told when the time is up. The death of `service` in its window ends the wait.
     """
     began, last = time.monotonic(), "it never answered"
     while time.monotonic() < began + seconds:
@@ -517,9 +508,7 @@ def wait_for(what: str, ready: Callable[[], object], seconds: float, service: Se
         except Exception as error:  # a probe of something that is not up yet may fail in any way
             last = f"{type(error).__name__}: {error}"
         if service and (died := (STATE / f"run/{service.window}.died")).exists():
-            raise Failure(
-                f"window {service.window} died: {died.read_text().splitlines()[0]}", tail=last_lines(service.window)
-            )
+            raise Failure(f"the service of a window died: {died.read_text().strip()}", tail=last_lines(service.window))
         time.sleep(0.2)
     tail = last_lines(service.window) if service else ()
     raise Failure(f"{what} is not ready after {seconds:.0f} s ({last})", tail=tail)
@@ -531,13 +520,12 @@ def wait_for(what: str, ready: Callable[[], object], seconds: float, service: Se
 def values(cfg: Settings) -> dict[str, Any]:
     """What templates may name: settings, paths, ports, passwords."""
     chosen = {row.name: getattr(cfg, row.name) for row in fields(cfg)}
-    passwords = json.loads((STATE / "passwords.json").read_text()) if (STATE / "passwords.json").exists() else {}
-    derived = dict(
-        HOSTNAME=socket.gethostname(),
-        INSTANCES=cfg.INSTANCES_PATH or HOME / "instances",
-        LOCKS=cfg.LOCK_PATH or STATE / "locks",
-    )
-    return {**chosen, **PATHS, **derived, **passwords, **{k: v for k, v in chosen.items() if k in passwords and v}}
+    chosen["INSTANCES"] = cfg.INSTANCES_PATH or HOME / "instances"
+    chosen["LOCKS"] = cfg.LOCK_PATH or STATE / "locks"
+    path = STATE / "passwords.json"
+    passwords = json.loads(path.read_text()) if path.exists() else {}
+    machine = {"HOSTNAME": socket.gethostname(), "DATAPATH": "system" if has_kernel_datapath() else "netdev"}
+    return {**chosen, **PATHS, **machine, **passwords}
 
 
 def render(text: str, cfg: Settings) -> str:
@@ -559,7 +547,7 @@ def write_file(path: Path, content: str | bytes, mode: int = 0o644, owner: str =
 def give(path: Path, owner: str) -> None:
     """Make it `owner`'s; "caller" is who called sudo."""
     if owner == "caller":
-        os.chown(path, int(os.environ.get("SUDO_UID", 0)), int(os.environ.get("SUDO_GID", 0)))
+        os.chown(path, int(os.environ.get("SUDO_UID", "0")), int(os.environ.get("SUDO_GID", "0")))
     else:
         shutil.chown(path, owner, owner)
 
@@ -582,7 +570,7 @@ def undo_recorded() -> None:
 
 
 def private_mounts(cfg: Settings) -> None:
-    """DIR is at /run/nova.py, and libvirt and network namespaces are the cloud's own, for this process and all it starts.
+    """DIR is at /run/nova.py, libvirt and network namespaces are the cloud's own: for nova.py and for all it starts.
 
     bootstrap called unshare, so nobody else sees these mounts: there is nothing to undo, the machine's own libvirt is
     never touched, a home folder need not be opened for QEMU, and whoever has HOME mounted is a process of this cloud.
@@ -601,13 +589,19 @@ def private_mounts(cfg: Settings) -> None:
     do("mount", "-t", "tmpfs", "tmpfs", "/run/netns")
 
 
+def cloud_of(process: int | str) -> str:
+    """Which folder (device and path) a process has mounted at HOME; "" where none: no process of any cloud."""
+    mounts = Path(f"/proc/{process}/mountinfo").read_text()
+    found = re.search(rf"(\d+:\d+ \S+) {re.escape(str(HOME))} ", mounts)
+    return found[1] if found else ""
+
+
 def processes() -> list[psutil.Process]:
-    """Every process of this cloud, oldest first: those that have HOME mounted, but for nova.py itself and who called it."""
-    mine = {os.getpid(), *(p.pid for p in psutil.Process().parents())}
-    found = []
+    """Every process of this cloud, oldest first: those that have DIR at HOME, but for nova.py and who called it."""
+    mine, ours, found = {os.getpid(), *(p.pid for p in psutil.Process().parents())}, cloud_of("self"), []
     for process in psutil.process_iter():
         with contextlib.suppress(OSError, psutil.Error):
-            if process.pid not in mine and f" {HOME} " in Path(f"/proc/{process.pid}/mountinfo").read_text():
+            if process.pid not in mine and ours and cloud_of(process.pid) == ours:
                 found.append(process)
     return sorted(found, key=lambda p: p.pid)
 
@@ -619,49 +613,38 @@ def end_processes(those: list[psutil.Process], seconds: float) -> None:
         with contextlib.suppress(psutil.Error):
             process.terminate()
     for process in psutil.wait_procs(those, timeout=seconds)[1]:
-        log.info("killed: %s", process.cmdline())
         with contextlib.suppress(psutil.Error):
+            log.info("killed: %s", process.cmdline())
             process.kill()
     psutil.wait_procs(those, timeout=5)
 
 
-def session_runs(cfg: Settings) -> bool:
-    """Is there a screen session of our name?"""
-    return bool(
-        re.search(
-            rf"^\s+\d+\.{re.escape(cfg.SCREEN_NAME)}\s", ask("screen", "-ls", ok=(0, 1), default=""), re.MULTILINE
-        )
-    )
+def session(cfg: Settings) -> int:
+    """The process of the screen session with our name, whoever's it is; 0 where there is none."""
+    found = re.search(rf"^\s+(\d+)\.{re.escape(cfg.SCREEN_NAME)}\s", ask("screen", "-ls", ok=(0, 1), default=""), re.M)
+    return int(found[1]) if found else 0
+
+
+def to_screen(cfg: Settings, *command: object) -> None:
+    """Have the session carry out a command of screen's own."""
+    do("screen", "-S", cfg.SCREEN_NAME, "-X", *command)
 
 
 def open_window(cfg: Settings, service: Service) -> None:
     """Open the service's window: a shell whose first command is the service, so up-arrow starts it again."""
     command = f"keep {service.window} {service.user} {render(service.command, cfg)}"
-    rc = f". {CONF}/window\nhistory -s {shlex.quote(command)}\n{command}\n"
-    (STATE / f"run/{service.window}.died").unlink(missing_ok=True)
-    write_file(STATE / f"run/{service.window}.rc", rc)
-    do(
-        "screen",
-        "-S",
-        cfg.SCREEN_NAME,
-        "-X",
-        "screen",
-        "-t",
-        service.window,
-        "bash",
-        "--rcfile",
-        STATE / f"run/{service.window}.rc",
-        "-i",
-    )
+    file = STATE / f"run/{service.window}.rc"
+    file.with_suffix(".died").unlink(missing_ok=True)
+    write_file(file, f". {CONF}/window\nhistory -s {shlex.quote(command)}\n{command}\n")
+    to_screen(cfg, "screen", "-t", service.window, "bash", "--rcfile", file, "-i")
 
 
 def last_lines(window: str, count: int = 12) -> tuple[str, ...]:
     """The end of a window's log, without empty lines and colours."""
     path = STATE / f"log/{window}.log"
     text = path.read_text(errors="replace") if path.exists() else ""
-    return tuple(line.strip() for line in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", text).splitlines() if line.strip())[
-        -count:
-    ]
+    lines = (line.strip() for line in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", text).splitlines())
+    return tuple(line for line in lines if line)[-count:]
 
 
 def answers(place: str) -> bool:
@@ -690,11 +673,17 @@ def cloud(cfg: Settings) -> Any:
     """A connection to the running cloud as its admin."""
     import openstack  # here: a second that most verbs need not spend
 
-    known = values(cfg)
     return openstack.connect(
-        auth_url=f"http://{cfg.HOST_IP}:5000/v3", username="admin", password=known["ADMIN_PASSWORD"], project_name="admin",
-        user_domain_name="Default", project_domain_name="Default", region_name="RegionOne", identity_api_version="3", load_yaml_config=False,
-    )  # fmt: skip
+        auth_url=f"http://{cfg.HOST_IP}:5000/v3",
+        username="admin",
+        password=values(cfg)["ADMIN_PASSWORD"],
+        project_name="admin",
+        user_domain_name="Default",
+        project_domain_name="Default",
+        region_name="RegionOne",
+        identity_api_version="3",
+        load_yaml_config=False,
+    )
 
 
 # ---- Checks: before anything is changed ----
@@ -714,7 +703,7 @@ def settings_from(environ: dict[str, str], folder: str = "nova") -> Settings:
     """Read every setting, once, and refuse what makes no sense: Failure with code 2."""
     chosen: dict[str, Any] = {}
     for row in fields(Settings):
-        value = environ.get(row.name, "") if row.name != "DIR" else ""
+        value: Any = environ.get(row.name, "") if row.name != "DIR" else ""
         if not value:
             continue
         if isinstance(row.default, bool):
@@ -731,63 +720,68 @@ def settings_from(environ: dict[str, str], folder: str = "nova") -> Settings:
 
 def checked(cfg: Settings) -> Settings:
     """The same settings with what was left empty found out, and each value possible on this machine."""
-
-    def no(name: str, reason: str) -> Failure:
-        return Failure(f"{name}={getattr(cfg, name)}: {reason}", code=2)
-
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,30}", cfg.SCREEN_NAME):
-        raise no("SCREEN_NAME", "letters, digits, - and _ only, 30 at most")
-    for name in ("FLAT_INTERFACE", "INTERFACE"):
-        if getattr(cfg, name) and getattr(cfg, name) not in netifaces.interfaces():
-            raise no(name, f"this machine has {', '.join(netifaces.interfaces())}")
-    if cfg.FLAT_INTERFACE:
-        raise no("FLAT_INTERFACE", "not ported yet")
+    check_words(cfg)
+    check_ranges(cfg)
     interface = cfg.INTERFACE or default_interface()
     host_ip = cfg.HOST_IP or (address_of(interface) if interface else "")
-    own = {a["addr"] for i in netifaces.interfaces() for a in netifaces.ifaddresses(i).get(netifaces.AF_INET, [])}
+    own = sorted(filter(None, map(address_of, netifaces.interfaces())))
     if not host_ip:
-        raise Failure(
-            "no default route, so no HOST_IP to find: set HOST_IP to one of " + ", ".join(sorted(own)), code=2
-        )
+        raise Failure(f"no default route, so no HOST_IP to find: set HOST_IP to one of {', '.join(own)}", code=2)
     if host_ip not in own:
-        raise Failure(f"HOST_IP={host_ip}: not an address of this machine; it has {', '.join(sorted(own))}", code=2)
+        raise Failure(f"HOST_IP={host_ip}: not an address of this machine; it has {', '.join(own)}", code=2)
+    return replace(cfg, INTERFACE=interface, HOST_IP=host_ip)
+
+
+def check_words(cfg: Settings) -> None:
+    """Names, paths and passwords: Failure for what could not stand where it is going to stand."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,30}", cfg.SCREEN_NAME):
+        raise Failure(f"SCREEN_NAME={cfg.SCREEN_NAME}: letters, digits, - and _ only, 30 at most", code=2)
+    if not re.fullmatch(r"/[\w./-]*", str(cfg.DIR)):
+        raise Failure(f"DIR {cfg.DIR}: letters, digits, . _ - and / only; services would trip over others", code=2)
+    if cfg.INTERFACE and cfg.INTERFACE not in netifaces.interfaces():
+        raise Failure(f"INTERFACE={cfg.INTERFACE}: this machine has {', '.join(netifaces.interfaces())}", code=2)
+    if cfg.FLAT_INTERFACE:
+        raise Failure("FLAT_INTERFACE: not ported yet", code=2)
     for name in ("INSTANCES_PATH", "LOCK_PATH"):
-        if getattr(cfg, name) and not Path(getattr(cfg, name)).is_absolute():
-            raise no(name, "say the whole path, from /")
+        if not re.fullmatch(r"(/[\w./-]*)?", getattr(cfg, name)):
+            raise Failure(f"{name}={getattr(cfg, name)}: say the whole path, from /, of letters, digits, . _ -", code=2)
     for name in ("MYSQL_PASS", "ADMIN_PASSWORD"):
-        if not re.fullmatch(r"([A-Za-z0-9_.~-]{8,})?", getattr(cfg, name)):
-            raise Failure(f"{name}: at least 8 of A-Z a-z 0-9 _ . ~ -, since it stands in URLs and files", code=2)
+        if not re.fullmatch(r"([A-Za-z0-9_.~-]{8,72})?", getattr(cfg, name)):
+            raise Failure(f"{name}: 8 to 72 of A-Z a-z 0-9 _ . ~ -, since it stands in URLs and files", code=2)
+
+
+def check_ranges(cfg: Settings) -> None:
+    """FLOATING_RANGE and FIXED_RANGE: valid, large enough, apart from each other and from the machine's routes."""
     networks = {}
     for name, least in (("FLOATING_RANGE", 29), ("FIXED_RANGE", 28)):
         try:
             networks[name] = ipaddress.IPv4Network(getattr(cfg, name))
         except ValueError as error:
-            raise no(name, f"not a range of IPv4 addresses: {error}") from None
+            raise Failure(f"{name}={getattr(cfg, name)}: not a range of IPv4 addresses ({error})", code=2) from None
         if networks[name].prefixlen > least:
-            raise no(name, f"too small; at most /{least}")
+            raise Failure(f"{name}={networks[name]}: too small; /{least} is the least", code=2)
     if networks["FLOATING_RANGE"].overlaps(networks["FIXED_RANGE"]):
-        raise no("FLOATING_RANGE", f"overlaps FIXED_RANGE={cfg.FIXED_RANGE}")
-    for name, (route, device) in ((n, r) for n in networks for r in routes()):
-        if device != "br-ex" and route.prefixlen and route.overlaps(networks[name]):
-            raise no(name, f"this machine has a route to {route} through {device}")
-    return Settings(
-        **{**{r.name: getattr(cfg, r.name) for r in fields(cfg)}, "INTERFACE": interface, "HOST_IP": host_ip}
-    )
+        raise Failure(f"FLOATING_RANGE={cfg.FLOATING_RANGE}: overlaps FIXED_RANGE={cfg.FIXED_RANGE}", code=2)
+    for name, network in networks.items():
+        for route, interface in routes():
+            if interface != "br-ex" and route.prefixlen and route.overlaps(network):
+                raise Failure(f"{name}={network}: this machine has a route to {route} through {interface}", code=2)
 
 
 def routes() -> list[tuple[ipaddress.IPv4Network, str]]:
     """The machine's IPv4 routes and their interfaces, from /proc: ip(8) may not be there yet."""
+
+    def quad(word: str) -> ipaddress.IPv4Address:
+        return ipaddress.IPv4Address(bytes.fromhex(word)[::-1])
+
     rows = [line.split() for line in Path("/proc/net/route").read_text().splitlines()[1:]]
-    quad = lambda word: str(ipaddress.IPv4Address(bytes.fromhex(word)[::-1]))  # noqa: E731
     return [(ipaddress.IPv4Network(f"{quad(row[1])}/{quad(row[7])}"), row[0]) for row in rows]
 
 
 def packages() -> dict[str, str]:
     """This distribution's packages, name and reason; Failure for one that the tables do not know."""
-    known = dict(
-        line.replace('"', "").split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line
-    )
-    name = f"{known.get('ID')}-{known.get('VERSION_ID')}"
+    release = platform.freedesktop_os_release()
+    name = f"{release['ID']}-{release.get('VERSION_ID')}"
     tables = tomllib.loads((HERE / "conf/packages.toml").read_text())
     if name not in tables:
         there = ", ".join(sorted(set(tables) - {"common"}))
@@ -799,28 +793,30 @@ def check_machine(cfg: Settings) -> None:
     """Memory, disk, ports, distribution: everything that would end a run half-way, told before it begins."""
     packages()
     if not Path("/dev/net/tun").exists():
-        raise Failure(
-            "no /dev/net/tun: instances could not be wired",
-            "in a container: pass the device in, and the capabilities SYS_ADMIN and NET_ADMIN",
-        )
+        raise Failure("no /dev/net/tun: instances could not be wired", "in a container: pass that device in")
     if (free := psutil.virtual_memory().available) < 3 << 30:
-        raise Failure(f"{free / 2**30:.1f} GiB of memory free, and a cloud needs 3")
-    place = next(p for p in (cfg.DIR, *cfg.DIR.parents) if p.exists())
-    needed = 1 if (cfg.DIR / "state/env").exists() else 4
-    if (free := shutil.disk_usage(place).free) < needed << 30:
-        raise Failure(f"{free / 2**30:.1f} GiB of disk free at {place}, and a cloud needs {needed}")
-    wanted = {
-        int(p)
-        for s in SERVICES
-        for p in re.findall(r":(\d+)(?=[/ ]|$)", string.Template(s.command + " " + s.answers).safe_substitute(PATHS))
-    }
+        raise Failure(f"{free / 2**30:.1f} GiB of memory free, and a cloud needs 3", "end other programs first")
+    needed = 1 if (cfg.DIR / "state/env/made-from").exists() else 4
+    if (free := shutil.disk_usage(cfg.DIR).free) < needed << 30:
+        raise Failure(
+            f"{free / 2**30:.1f} GiB of disk free at {cfg.DIR}, and a cloud needs {needed}", "make room first"
+        )
+    if taken := {"br-int", "br-ex", "ovs-netdev"} & set(netifaces.interfaces()):
+        raise Failure(f"this machine has an interface {taken.pop()}, and a cloud makes its own", "remove it first")
+    check_ports(cfg)
+
+
+def check_ports(cfg: Settings) -> None:
+    """Every port that a service will listen on is free."""
+    places = " ".join(render(service.answers, cfg) for service in SERVICES.values())
+    wanted = {int(port) for port in re.findall(r":(\d+)", places)} | {PATHS["RABBIT_DIST_PORT"], PATHS["EPMD_PORT"]}
     for connection in psutil.net_connections("tcp"):
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.port in wanted:
-            who = psutil.Process(connection.pid).name() if connection.pid else "somebody"
-            raise Failure(
-                f"port {connection.laddr.port} is in use by {who} (pid {connection.pid})",
-                "end that program, or the cloud it belongs to, first",
-            )
+        port = connection.laddr.port if connection.laddr else 0
+        if connection.status == psutil.CONN_LISTEN and port in wanted:
+            name = psutil.Process(connection.pid).name() if connection.pid else "a program that cannot be seen"
+            dir = cloud_of(connection.pid).partition(" ")[2] if connection.pid else ""
+            whose = f"the cloud in {dir}" if dir else f"{name}, pid {connection.pid}"
+            raise Failure(f"port {port} is in use by {whose}", "end that first")
 
 
 # ---- branch ----
@@ -833,8 +829,10 @@ def branch(cfg: Settings, source: str = "") -> None:
         raise Failure(f"SOURCE {source}: only pypi:nova so far", code=2)
     kept = STATE / "tree.json"
     if kept.exists() and (lost := changed_files(json.loads(kept.read_text()))):
-        raise Failure(f"Refusing to branch: {len(lost)} files in {cfg.DIR} have changes that would be lost: {', '.join(lost[:5])}",
-                      f"keep what you need and remove {cfg.DIR}/state/tree.json; then branch again")  # fmt: skip
+        what = f"{len(lost)} changed files in {cfg.DIR} would be lost: {', '.join(lost[:5])}"
+        raise Failure(
+            f"Refusing to branch ({what})", f"keep what you need, remove {cfg.DIR}/state/tree.json, branch again"
+        )
     with step("Fetch nova's source"):
         file = locked("nova", ".tar.gz")
         fresh, packed = STATE / "branch", STATE / "cache/nova.tar.gz"
@@ -885,7 +883,8 @@ def changed_files(tree: dict[str, Any]) -> list[str]:
 
 
 def install(cfg: Settings) -> None:
-    """Everything a cloud needs: packages, users, OpenStack's environment, databases, image. Goes on where it stopped."""
+    """Everything a cloud needs: packages, OpenStack's environment, databases, image. Goes on where it stopped."""
+    refuse_if_running(cfg)
     packages()
     if not (STATE / "tree.json").exists():
         branch(cfg)
@@ -898,33 +897,46 @@ def install(cfg: Settings) -> None:
 
 def install_packages() -> None:
     """One apt transaction for what is missing; services that packages bring do not start, now or at the next boot."""
-    installed = ask("dpkg-query", "--show", "--showformat", "${Package} ${db:Status-Status}\n").splitlines()
-    missing = [name for name in packages() if f"{name} installed" not in installed]
-    if not missing:
+    said = ask("dpkg-query", "--show", "--showformat", "${Package} ${db:Status-Status}\n").splitlines()
+    missing = [name for name in packages() if f"{name} installed" not in said]
+    if not missing and not UNITS_BEFORE.exists():
         return
-    apt = ("apt-get", "-o", "DPkg::Lock::Timeout=120", "-o", "Acquire::Retries=3")
+    apt = ("apt-get", "-o", "DPkg::Lock::Timeout=300", "-o", "Acquire::Retries=3", "-qq")
     quiet = {"DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_SUSPEND": "1"}
     with step(f"Install {len(missing)} packages and what they need"), no_services():
-        do("dpkg", "--configure", "-a", env=quiet)  # a call that was cut off
-        do(*apt, "update", "-qq")
-        do(*apt, "install", "-y", "-qq", "--no-install-recommends", *missing, env=quiet)
+        wait_for("dpkg (another program is installing packages)", dpkg_is_free, 300)
+        do("dpkg", "--configure", "-a", env=quiet)  # what a call that was cut off left half-way
+        do(*apt, "update")
+        do(*apt, "install", "-y", "--no-install-recommends", *missing, env=quiet)
+
+
+def dpkg_is_free() -> bool:
+    """Raises BlockingIOError while somebody else has dpkg's lock."""
+    with open("/var/lib/dpkg/lock-frontend", "a") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return True
+
+
+POLICY, UNITS = Path("/usr/sbin/policy-rc.d"), Path("/etc/systemd/system")
+UNITS_BEFORE = STATE / "units-before"  # there while packages are being installed, so that an interrupted call is seen
 
 
 @contextlib.contextmanager
 def no_services() -> Iterator[None]:
-    """Debian starts a package's service when it is installed and enables it; the cloud's are its own, so not here."""
-    policy, wants = Path("/usr/sbin/policy-rc.d"), Path("/etc/systemd/system")
-    before = {p.name for p in wants.glob("*.wants/*")}
-    ours = not policy.exists() or policy.read_text().endswith("# nova.py\n")
-    if ours:
-        write_file(policy, "#!/bin/sh\nexit 101\n# nova.py\n", 0o755)
+    """Packages start their services and enable them for the next boot; the cloud starts its own, so neither here."""
+    policy = "#!/bin/sh\n# written by nova.py while it installs packages\nexit 101\n"
+    if not UNITS_BEFORE.exists():
+        write_file(UNITS_BEFORE, "\n".join(p.name for p in UNITS.glob("*.wants/*")))
+    if not POLICY.exists():
+        write_file(POLICY, policy, 0o755)
     try:
         yield
     finally:
-        if ours:
-            policy.unlink(missing_ok=True)
-        if new := sorted({p.name for p in wants.glob("*.wants/*")} - before):
-            forgiven(do, "systemctl", "disable", *new)
+        if POLICY.read_text() == policy:
+            POLICY.unlink()
+    if new := {p.name for p in UNITS.glob("*.wants/*")} - set(UNITS_BEFORE.read_text().splitlines()):
+        do("systemctl", "disable", *sorted(new))
+    UNITS_BEFORE.unlink()
 
 
 def install_openstack(cfg: Settings) -> None:
@@ -956,17 +968,8 @@ def make_users() -> None:
     """The users that own the cloud's processes."""
     for user in (USER, GUEST_USER):
         if not ask("getent", "passwd", user, default=""):
-            do(
-                "useradd",
-                "--system",
-                "--user-group",
-                "--no-create-home",
-                "--home-dir",
-                "/nonexistent",
-                "--shell",
-                "/usr/sbin/nologin",
-                user,
-            )
+            home = ("--no-create-home", "--home-dir", "/nonexistent")
+            do("useradd", "--system", "--user-group", *home, "--shell", "/usr/sbin/nologin", user)
     libvirt = STATE / "python3-libvirt"
     shutil.rmtree(libvirt, ignore_errors=True)
     libvirt.mkdir()
@@ -981,6 +984,10 @@ def make_folders(cfg: Settings) -> None:
         give(HOME / name, owner)
         if owner == USER:
             (HOME / name).chmod(0o700)
+    for folder in (cfg.INSTANCES_PATH, cfg.LOCK_PATH):
+        if folder and not Path(folder).exists():
+            Path(folder).mkdir(parents=True)
+            give(Path(folder), USER)
     path = STATE / "passwords.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     for name in ("MYSQL_PASS", "ADMIN_PASSWORD", "RABBIT_PASS", "SERVICE_PASSWORD", "METADATA_SECRET"):
@@ -1002,7 +1009,8 @@ def write_config(cfg: Settings) -> None:
 def make_databases(cfg: Settings) -> None:
     """Filled databases, made once and copied by every run: their content depends on what `key` is made of alone."""
     versions = "".join(sorted(p.name for p in (HOME / "nova/db").rglob("*.py")))
-    parts = (digest(HERE / "uv.lock"), versions, values(cfg), ask("mariadbd", "--version"), DATABASES, ENDPOINTS)
+    chosen = [values(cfg)[name] for name in ("HOST_IP", "ADMIN_PASSWORD", "SERVICE_PASSWORD")]
+    parts = (digest(HERE / "uv.lock"), versions, chosen, ask("mariadbd", "--version"), DATABASES, ENDPOINTS)
     key = hashlib.sha256(repr(parts).encode()).hexdigest()
     data, made_from = STATE / "cache/mysql", STATE / "cache/mysql.made-from"
     if made_from.exists() and made_from.read_text() == key:
@@ -1012,21 +1020,10 @@ def make_databases(cfg: Settings) -> None:
     data.mkdir(parents=True)
     give(data, USER)
     with step("Make the databases"):
-        do(
-            "mariadb-install-db",
-            "--no-defaults",
-            f"--datadir={data}",
-            "--auth-root-authentication-method=socket",
-            "--skip-test-db",
-            user=USER,
-        )
+        empty = ("--auth-root-authentication-method=socket", "--skip-test-db")
+        do("mariadb-install-db", "--no-defaults", f"--datadir={data}", *empty, user=USER)
         with started(cfg, SERVICES["mysql"], f"--datadir={data}", "--innodb-flush-log-at-trx-commit=0"):
-            in_parallel(
-                *(
-                    lambda names=names, commands=commands: fill_database(cfg, names, commands)
-                    for names, commands in DATABASES
-                )
-            )
+            in_parallel(*(functools.partial(fill_database, cfg, *row) for row in DATABASES))
             with started(cfg, SERVICES["keystone"]):
                 register_services(cfg)
     write_file(made_from, key)
@@ -1038,9 +1035,9 @@ def started(cfg: Settings, service: Service, *more: str) -> Iterator[None]:
     out = STATE / f"log/{service.window}-install.log"
     user = f"setpriv --reuid={service.user} --regid={service.user} --init-groups"
     line = f". {CONF}/window; exec {user} {render(service.command, cfg)} {' '.join(more)}"
-    process = sh.Command("bash")(
-        "-c", line, _in="", _out=str(out), _err_to_out=True, _tty_out=False, _bg=True, _bg_exc=False
-    )
+    log.debug("+ bash -c %s", shlex.quote(line))
+    options = dict(_in="", _out=str(out), _err_to_out=True, _tty_out=False, _bg=True, _bg_exc=False)
+    process = sh.Command("bash")("-c", line, **options)
     try:
         wait_for(service.window, lambda: answers(render(service.answers, cfg)), 60)
         yield
@@ -1061,9 +1058,8 @@ def register_services(cfg: Settings) -> None:
             identity.assign_project_role_to_user(project, user, role)
         service = identity.create_service(name=name, type=kind)
         for interface in ("public", "internal"):
-            identity.create_endpoint(
-                service_id=service.id, interface=interface, url=render(url, cfg), region_id="RegionOne"
-            )
+            where = dict(interface=interface, url=render(url, cfg), region_id="RegionOne")
+            identity.create_endpoint(service_id=service.id, **where)
     cloud.cache_clear()  # its token names the catalog as it was
 
 
@@ -1071,7 +1067,10 @@ def keystone_bootstrap(cfg: Settings) -> dict[str, str]:
     """What keystone-manage bootstrap reads from its environment, the admin's password among it."""
     url = f"http://{cfg.HOST_IP}:5000/v3"
     names = ("PASSWORD", "REGION_ID", "PUBLIC_URL", "INTERNAL_URL")
-    return {f"OS_BOOTSTRAP_{k}": v for k, v in zip(names, (values(cfg)["ADMIN_PASSWORD"], "RegionOne", url, url))}
+    return {
+        f"OS_BOOTSTRAP_{k}": v
+        for k, v in zip(names, (values(cfg)["ADMIN_PASSWORD"], "RegionOne", url, url), strict=True)
+    }
 
 
 def fill_database(cfg: Settings, names: tuple[str, ...], commands: tuple[str, ...]) -> None:
@@ -1103,10 +1102,9 @@ def run(cfg: Settings) -> None:
     run_detached(cfg)
     with contextlib.suppress(sh.ErrorReturnCode):
         sh.Command("screen")("-S", cfg.SCREEN_NAME, "-x", _fg=True)
-    if session_runs(cfg):
-        say(
-            f"The cloud stays. Come back: sudo screen -x {cfg.SCREEN_NAME}   End it: sudo python3 nova.py terminate, then clean"
-        )
+    if session(cfg):
+        say(f"The cloud stays. To come back: sudo screen -x {cfg.SCREEN_NAME}")
+        say("To end it: sudo python3 nova.py terminate, then clean")
         return
     terminate(cfg)
     clean(cfg)
@@ -1133,18 +1131,17 @@ def run_detached(cfg: Settings) -> None:
 
 
 def refuse_if_running(cfg: Settings) -> None:
-    """nova.sh's refusal: a session of this name is there, and its cloud is up."""
-    if session_runs(cfg) and (STATE / "run/up").exists():
+    """nova.sh's refusal: a session of this name is there. One that a run of ours left half-made is no reason."""
+    if (found := session(cfg)) and ((STATE / "run/up").exists() or found not in [p.pid for p in processes()]):
         name = cfg.SCREEN_NAME
-        raise Failure(
-            f"screen named '{name}' already exists!",
-            f"attach to it with: sudo screen -x {name}\n  end it with: sudo python3 nova.py terminate, then clean",
-        )
+        attach, end = f"attach to it with: sudo screen -x {name}", f"kill it with: sudo screen -S {name} -X quit"
+        end = "end it with: sudo python3 nova.py terminate, then clean" if (STATE / "run/up").exists() else end
+        raise Failure(f"screen named '{name}' already exists!", f"{attach}\n  {end}")
 
 
 def end_what_was_left(cfg: Settings) -> None:
     """A run that was cut off, or a cloud that was cleaned but not scrubbed: take the rest down first."""
-    if processes() or (STATE / "record").exists() or session_runs(cfg):
+    if processes() or (STATE / "record").exists():
         with step("Take down what an earlier run left"):
             take_down(cfg)
             remove_traces()
@@ -1153,30 +1150,14 @@ def end_what_was_left(cfg: Settings) -> None:
 def empty_databases() -> None:
     """Every run is a fresh cloud: databases as install made them, no instances, no networks, no messages."""
     with step("Empty the databases"):
-        for name in (
-            "state/mysql",
-            "state/rabbit",
-            "state/ovs",
-            "state/libvirt/lib",
-            "state/libvirt/run",
-            "state/glance/images",
-            "state/nova",
-            "instances",
-        ):
+        for name in EMPTIED:
             for path in (HOME / name).glob("*"):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         for path in (STATE / "log").glob("*.log"):
             if path.name != "nova.log":
                 path.unlink()
-        do(
-            "cp",
-            "--archive",
-            "--reflink=auto",
-            "--sparse=always",
-            "--no-target-directory",
-            STATE / "cache/mysql",
-            STATE / "mysql/data",
-        )
+        copy = ("cp", "--archive", "--reflink=auto", "--sparse=always", "--no-target-directory")
+        do(*copy, STATE / "cache/mysql", STATE / "mysql/data")
         for schema, name in (("openvswitch/vswitch", "conf"), ("ovn/ovn-nb", "ovnnb"), ("ovn/ovn-sb", "ovnsb")):
             do("ovsdb-tool", "create", STATE / f"ovs/{name}.db", f"/usr/share/{schema}.ovsschema", user=USER)
 
@@ -1184,32 +1165,11 @@ def empty_databases() -> None:
 def start_session(cfg: Settings) -> None:
     """The screen session, and in it what OpenStack stands on."""
     with step("Start MariaDB, RabbitMQ, Open vSwitch, OVN and libvirt"):
-        do(
-            "screen",
-            "-c",
-            CONF / "screenrc",
-            "-d",
-            "-m",
-            "-S",
-            cfg.SCREEN_NAME,
-            "-t",
-            "test",
-            "bash",
-            "--rcfile",
-            CONF / "test",
-            "-i",
-        )
-        wait_for("screen", lambda: session_runs(cfg), 10)
+        shell = ("bash", "--rcfile", CONF / "test", "-i")
+        do("screen", "-c", CONF / "screenrc", "-d", "-m", "-S", cfg.SCREEN_NAME, "-t", "test", *shell)
+        wait_for("screen", lambda: session(cfg), 10)
         if cfg.SCREEN_STATUS:
-            do(
-                "screen",
-                "-S",
-                cfg.SCREEN_NAME,
-                "-X",
-                "hardstatus",
-                "alwayslastline",
-                "%-Lw%{= BW}%50>%n%f* %t%{-}%+Lw%< %= %H",
-            )
+            to_screen(cfg, "hardstatus", "alwayslastline", "%-Lw%{= BW}%50>%n%f* %t%{-}%+Lw%< %= %H")
         for service in SERVERS:
             open_window(cfg, service)
         for service in SERVERS:
@@ -1220,31 +1180,24 @@ def start_session(cfg: Settings) -> None:
 def create_bridges(cfg: Settings) -> None:
     """OVN's integration bridge, and br-ex, where this machine is the gateway of the floating addresses."""
     with step("Create the bridges"):
-        kernel = has_kernel_datapath()
-        database = f"unix:{STATE}/ovs/db.sock"
-        datapath = "system" if kernel else "netdev"
-        floating = ipaddress.IPv4Network(cfg.FLOATING_RANGE)
-        do("ovs-vsctl", f"--db={database}", *shlex.split(
-            f"""set Open_vSwitch . other_config:userspace-tso-enable={str(not kernel).lower()}
-                external-ids:system-id={socket.gethostname()} external-ids:hostname={socket.gethostname()}
-                external-ids:ovn-remote={database} external-ids:ovn-encap-type=geneve external-ids:ovn-encap-ip=127.0.0.1
-                external-ids:ovn-bridge-datapath-type={datapath} external-ids:ovn-bridge-mappings=public:br-ex
-                external-ids:ovn-cms-options=enable-chassis-as-gw
-                -- add-br br-int -- set Bridge br-int datapath_type={datapath} fail-mode=secure
-                -- add-br br-ex -- set Bridge br-ex datapath_type={datapath}"""))  # fmt: skip
-        for device in ("br-ex", "br-int", *(() if kernel else ("ovs-netdev",))):
+        if not has_kernel_datapath():
+            forgiven(do, "modprobe", "openvswitch")
+        for device in ("br-ex", "br-int", *(() if has_kernel_datapath() else ("ovs-netdev",))):
             record("ip", "link", "delete", device)
+        bridges = shlex.split(render((HERE / "conf/bridges.tmpl").read_text(), cfg), comments=True)
+        do("ovs-vsctl", f"--db={PATHS['OVSDB']}", *bridges)
+        floating = ipaddress.IPv4Network(cfg.FLOATING_RANGE)
         do("ip", "address", "replace", f"{floating[1]}/{floating.prefixlen}", "dev", "br-ex")
         do("ip", "link", "set", "br-ex", "up")
         if (was := ask("sysctl", "-n", "net.ipv4.ip_forward")) != "1":
-            do("sysctl", "-qw", "net.ipv4.ip_forward=1", undo=("sysctl", "-qw", f"net.ipv4.ip_forward={was}"))
-        do("nft", "-f", CONF / "nat.nft", undo=("nft", "delete", "table", "ip", "nova_py"))
+            record("sysctl", "-qw", f"net.ipv4.ip_forward={was}")
+            do("sysctl", "-qw", "net.ipv4.ip_forward=1")
+        record("nft", "delete", "table", "ip", "nova_py")
+        do("nft", "-f", CONF / "nat.nft")
 
 
 def has_kernel_datapath() -> bool:
-    """Does this kernel have Open vSwitch? Looked at, not assumed: many containers' kernels do not."""
-    if not Path("/sys/module/openvswitch").exists():
-        forgiven(do, "modprobe", "openvswitch")
+    """Does this kernel have Open vSwitch? Many containers' and micro-VMs' kernels do not; then it runs in userspace."""
     return Path("/sys/module/openvswitch").exists()
 
 
@@ -1277,17 +1230,14 @@ def create_networks(cfg: Settings) -> None:
     with step("Create networks"):
         network = cloud(cfg).network
         floating = ipaddress.IPv4Network(cfg.FLOATING_RANGE)
-        public = network.create_network(
-            name="public", is_router_external=True, provider_network_type="flat", provider_physical_network="public"
-        )
-        network.create_subnet(
-            name="public", network_id=public.id, ip_version=4, cidr=cfg.FLOATING_RANGE, gateway_ip=str(floating[1]), is_dhcp_enabled=False,
-            allocation_pools=[{"start": str(floating[2]), "end": str(floating[-2])}],
-        )  # fmt: skip
+        outside = dict(provider_network_type="flat", provider_physical_network="public", is_router_external=True)
+        public = network.create_network(name="public", **outside)
+        pool = dict(start=str(floating[2]), end=str(floating[-2]))
+        addresses = dict(cidr=cfg.FLOATING_RANGE, gateway_ip=str(floating[1]), allocation_pools=[pool])
+        network.create_subnet(name="public", network_id=public.id, ip_version=4, is_dhcp_enabled=False, **addresses)
         private = network.create_network(name="private")
-        subnet = network.create_subnet(
-            name="private", network_id=private.id, ip_version=4, cidr=cfg.FIXED_RANGE, is_dhcp_enabled=True
-        )
+        inside = dict(cidr=cfg.FIXED_RANGE, is_dhcp_enabled=True)
+        subnet = network.create_subnet(name="private", network_id=private.id, ip_version=4, **inside)
         router = network.create_router(name="router", external_gateway_info={"network_id": public.id})
         network.add_interface_to_router(router, subnet_id=subnet.id)
         group = next(network.security_groups(name="default", project_id=cloud(cfg).current_project_id))
@@ -1298,27 +1248,24 @@ def create_networks(cfg: Settings) -> None:
 def upload_image(cfg: Settings) -> None:
     """Register ami-tty: kernel, ramdisk, root disk."""
     with step("Upload the image"):
-        admin, parts = cloud(cfg), {}
+        admin, ids = cloud(cfg), dict[str, str]()
         for name, form, file, properties in IMAGE_PARTS:
-            properties = {key: parts.get(value, value) for key, value in properties.items()}
+            known = {key: ids.get(value, value) for key, value in properties.items()}
             with open(HOME / "images" / file, "rb") as data:
-                parts[name] = admin.image.create_image(
-                    name, disk_format=form, container_format=form, visibility="public", data=data, **properties
-                ).id
+                part = dict(disk_format=form, container_format=form, visibility="public", data=data, **known)
+                ids[name] = admin.image.create_image(name, **part).id
 
 
 def wait_for_hosts(cfg: Settings) -> None:
     """Until an instance could be placed and wired."""
     with step("Wait for the compute host"):
         admin = cloud(cfg)
-        wait_for("nova's services", lambda: len([s for s in admin.compute.services() if s.state == "up"]) >= 3, 60)
-        wait_for("the compute host in a cell", lambda: list(admin.compute.hypervisors()), 60)
         room = "/resource_providers?resources=VCPU:1,MEMORY_MB:64,DISK_GB:1"
-        wait_for(
-            "the compute host in placement",
-            lambda: admin.placement.get(room, microversion="1.17").json()["resource_providers"],
-            60,
-        )
+        services = lambda: {s.binary for s in admin.compute.services() if s.state == "up"}
+        placed = lambda: admin.placement.get(room, microversion="1.17").json()["resource_providers"]
+        wait_for("nova's services", lambda: services() >= {"nova-conductor", "nova-scheduler", "nova-compute"}, 60)
+        wait_for("the compute host in a cell", lambda: list(admin.compute.hypervisors()), 60)
+        wait_for("the compute host in placement", placed, 60)
 
 
 def smoke_test(cfg: Settings) -> None:
@@ -1328,16 +1275,16 @@ def smoke_test(cfg: Settings) -> None:
     with step("Boot an instance and reach it by ssh"):
         do("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "smoke", "-f", key)
         admin.compute.create_keypair(name="smoke", public_key=key.with_suffix(".pub").read_text())
-        port = admin.network.create_port(name="smoke", network_id=admin.network.find_network("private").id)
-        address = admin.network.create_ip(floating_network_id=admin.network.find_network("public").id, port_id=port.id)
-        server = admin.compute.create_server(
-            name="smoke", key_name="smoke", flavor_id=FLAVORS[0][1], image_id=admin.image.find_image("ami-tty").id, networks=[{"port": port.id}],
-        )  # fmt: skip
+        networks = {name: admin.network.find_network(name).id for name in ("private", "public")}
+        port = admin.network.create_port(name="smoke", network_id=networks["private"])
+        address = admin.network.create_ip(floating_network_id=networks["public"], port_id=port.id)
+        image = admin.image.find_image("ami-tty")
+        which = dict(flavor_id=FLAVORS[0][1], image_id=image.id, key_name="smoke", networks=[{"port": port.id}])
+        server = admin.compute.create_server(name="smoke", **which)
         wait_for("the instance", lambda: is_active(admin, server), 120)
         where = address.floating_ip_address
-        wait_for(
-            f"ping of {where}", lambda: ask("ping", "-c1", "-W1", where, ok=(0, 1)).find(" 0% packet loss") > 0, 60
-        )
+        pinged = lambda: " 0% packet loss" in ask("ping", "-c1", "-W1", where, ok=(0, 1))
+        wait_for(f"ping of {where}", pinged, 60)
         wait_for(f"ssh to {where}", lambda: ask(*ssh(key, where), "hostname", default="") == "smoke", 90)
     with step("Delete it again"):
         admin.compute.delete_server(server)
@@ -1349,8 +1296,9 @@ def smoke_test(cfg: Settings) -> None:
 
 def ssh(key: Path, address: str) -> tuple[object, ...]:
     """The command that logs in as root; instances come and go, so nothing is remembered of their keys."""
-    return ("ssh", "-i", key, "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR",
-            "-o", "BatchMode=yes", "-o", "ConnectTimeout=3", f"root@{address}")  # fmt: skip
+    forget = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR")
+    options = (*forget, "BatchMode=yes", "ConnectTimeout=3")
+    return ("ssh", "-i", key, *(word for option in options for word in ("-o", option)), f"root@{address}")
 
 
 def is_active(admin: Any, server: Any) -> bool:
@@ -1369,11 +1317,16 @@ def say_how_to_use(cfg: Settings) -> None:
     for what, seconds in STEPS:
         say(f"  {seconds:6.1f}  {what}")
     say(f"""
-The cloud is up, {time.monotonic() - BEGAN:.0f} s after it was asked for: APIs on {cfg.HOST_IP}, instances in {cfg.FIXED_RANGE}, floating addresses in {cfg.FLOATING_RANGE}.
+The cloud is up, {time.monotonic() - BEGAN:.0f} s after it was asked for.
+  APIs                {cfg.HOST_IP}    (openstack catalog list)
+  instances           {cfg.FIXED_RANGE}
+  floating addresses  {cfg.FLOATING_RANGE}
+To use it:
   . {cfg.DIR}/novarc
   openstack server create --image ami-tty --flavor m1.tiny --network private --wait one
   openstack console log show one
-See the services: sudo screen -x {cfg.SCREEN_NAME}    End it: sudo python3 nova.py terminate, then clean""")
+To see its services: sudo screen -x {cfg.SCREEN_NAME}
+To end it: sudo python3 nova.py terminate, then clean""")
 
 
 # ---- terminate ----
@@ -1427,8 +1380,8 @@ def take_down(cfg: Settings) -> None:
     for windows in stages:
         keepers = {int(p.read_text()) for w in windows if (p := STATE / f"run/{w}.pid").exists()}
         end_processes([p for p in processes() if p.pid in keepers], 5)
-    if session_runs(cfg):
-        forgiven(do, "screen", "-S", cfg.SCREEN_NAME, "-X", "quit")
+    if session(cfg) in [p.pid for p in processes()]:
+        forgiven(to_screen, cfg, "quit")
     end_processes(processes(), 2)
     for path in (STATE / "run").glob("*"):
         path.unlink()
