@@ -58,9 +58,7 @@ TOOL = HERE / ".tool"  # nova.py's own environment and the downloads for it
 class Failure(Exception):
     """What went wrong, in words for the user; `hint` is what to do, `tail` the last lines that the command said."""
 
-    def __init__(
-        self, message: str, hint: str = "", tail: tuple[str, ...] = (), code: int = 1, during: str = ""
-    ) -> None:
+    def __init__(self, message: str, hint: str = "", tail: tuple[str, ...] = (), code: int = 1, during: str = "") -> None:
         super().__init__(message)
         self.hint, self.tail, self.code, self.during = hint, tail, code, during
 
@@ -81,13 +79,9 @@ def download(url: str, sha256: str) -> bytes:
         with urllib.request.urlopen(url, timeout=60, context=ssl.create_default_context()) as answer:
             content: bytes = answer.read()
     except (urllib.error.URLError, OSError) as error:
-        raise Failure(
-            f"cannot download {url}: {error}", "check this machine's network and its proxy, then repeat"
-        ) from None
+        raise Failure(f"cannot download {url}: {error}", "check this machine's network and its proxy, then repeat") from None
     if hashlib.sha256(content).hexdigest() != sha256.removeprefix("sha256:"):
-        raise Failure(
-            f"{url} is not the file that uv.lock names (its SHA-256 differs)", "repeat; if it stays so, do not use it"
-        )
+        raise Failure(f"{url} is not the file that uv.lock names (its SHA-256 differs)", "repeat; if it stays so, do not use it")
     return content
 
 
@@ -242,8 +236,9 @@ STATE = HOME / "state"
 ENV   = STATE / "env"
 CONF  = STATE / "conf"
 PATHS = dict(
-    HERE=HERE, HOME=HOME, STATE=STATE, OVS=STATE / "ovs", OVSDB=f"unix:{STATE}/ovs/db.sock", ENV=ENV, BIN=ENV / "bin", CONF=CONF, USER=USER, GUEST_USER=GUEST_USER,
-    MAC_PREFIX="fa:6e:70", RABBIT_PORT=35672, RABBIT_DIST_PORT=35673, EPMD_PORT=34369,
+    HERE=HERE, HOME=HOME, STATE=STATE, CONF=CONF, ENV=ENV, BIN=ENV / "bin", USER=USER, GUEST_USER=GUEST_USER,
+    OVS=STATE / "ovs", OVSDB=f"unix:{STATE}/ovs/db.sock", MAC_PREFIX="fa:6e:70",
+    RABBIT_PORT=35672, RABBIT_DIST_PORT=35673, EPMD_PORT=34369,
 )
 
 # folder under DIR            owner
@@ -462,7 +457,7 @@ def do(*argv: object, user: str = ROOT, text: str = "", env: Mapping[str, str] =
         log.debug("  %s", line.rstrip())
         tail.append(line.rstrip())
 
-    options = dict(_in=text, _out=keep, _err_to_out=True, _tty_out=False, _cwd=str(cwd))
+    options: Any = dict(_in=text, _out=keep, _err_to_out=True, _tty_out=False, _cwd=str(cwd))
     try:
         sh.Command(words[0])(*words[1:], **options, _env={**os.environ, **PLAIN, **env})
     except sh.CommandNotFound:
@@ -691,7 +686,8 @@ def cloud(cfg: Settings) -> Any:
 
 def default_interface() -> str:
     """The interface of the default route; "" where there is none."""
-    return str(netifaces.gateways().get("default", {}).get(netifaces.AF_INET, ("", ""))[1])
+    default: Any = netifaces.gateways().get("default", {})
+    return str(default.get(netifaces.AF_INET, ("", ""))[1])
 
 
 def address_of(interface: str) -> str:
@@ -798,9 +794,7 @@ def check_machine(cfg: Settings) -> None:
         raise Failure(f"{free / 2**30:.1f} GiB of memory free, and a cloud needs 3", "end other programs first")
     needed = 1 if (cfg.DIR / "state/env/made-from").exists() else 4
     if (free := shutil.disk_usage(cfg.DIR).free) < needed << 30:
-        raise Failure(
-            f"{free / 2**30:.1f} GiB of disk free at {cfg.DIR}, and a cloud needs {needed}", "make room first"
-        )
+        raise Failure(f"{free / 2**30:.1f} GiB of disk free at {cfg.DIR}, and a cloud needs {needed}", "make room first")
     if taken := {"br-int", "br-ex", "ovs-netdev"} & set(netifaces.interfaces()):
         raise Failure(f"this machine has an interface {taken.pop()}, and a cloud makes its own", "remove it first")
     check_ports(cfg)
@@ -830,9 +824,7 @@ def branch(cfg: Settings, source: str = "") -> None:
     kept = STATE / "tree.json"
     if kept.exists() and (lost := changed_files(json.loads(kept.read_text()))):
         what = f"{len(lost)} changed files in {cfg.DIR} would be lost: {', '.join(lost[:5])}"
-        raise Failure(
-            f"Refusing to branch ({what})", f"keep what you need, remove {cfg.DIR}/state/tree.json, branch again"
-        )
+        raise Failure(f"Refusing to branch ({what})", f"keep what you need, remove {cfg.DIR}/state/tree.json, branch again")
     with step("Fetch nova's source"):
         file = locked("nova", ".tar.gz")
         fresh, packed = STATE / "branch", STATE / "cache/nova.tar.gz"
@@ -1036,7 +1028,7 @@ def started(cfg: Settings, service: Service, *more: str) -> Iterator[None]:
     user = f"setpriv --reuid={service.user} --regid={service.user} --init-groups"
     line = f". {CONF}/window; exec {user} {render(service.command, cfg)} {' '.join(more)}"
     log.debug("+ bash -c %s", shlex.quote(line))
-    options = dict(_in="", _out=str(out), _err_to_out=True, _tty_out=False, _bg=True, _bg_exc=False)
+    options: Any = dict(_in="", _out=str(out), _err_to_out=True, _tty_out=False, _bg=True, _bg_exc=False)
     process = sh.Command("bash")("-c", line, **options)
     try:
         wait_for(service.window, lambda: answers(render(service.answers, cfg)), 60)
@@ -1067,10 +1059,7 @@ def keystone_bootstrap(cfg: Settings) -> dict[str, str]:
     """What keystone-manage bootstrap reads from its environment, the admin's password among it."""
     url = f"http://{cfg.HOST_IP}:5000/v3"
     names = ("PASSWORD", "REGION_ID", "PUBLIC_URL", "INTERNAL_URL")
-    return {
-        f"OS_BOOTSTRAP_{k}": v
-        for k, v in zip(names, (values(cfg)["ADMIN_PASSWORD"], "RegionOne", url, url), strict=True)
-    }
+    return {f"OS_BOOTSTRAP_{k}": v for k, v in zip(names, (values(cfg)["ADMIN_PASSWORD"], "RegionOne", url, url), strict=True)}
 
 
 def fill_database(cfg: Settings, names: tuple[str, ...], commands: tuple[str, ...]) -> None:
@@ -1305,9 +1294,7 @@ def is_active(admin: Any, server: Any) -> bool:
     """Is the instance running? One that went wrong will not, and says why."""
     now = admin.compute.get_server(server.id)
     if now.status == "ERROR":
-        raise Failure(
-            f"instance {now.name}: {(now.fault or {}).get('message')}", "look into the windows compute and scheduler"
-        )
+        raise Failure(f"instance {now.name}: {(now.fault or {}).get('message')}", "look into the windows compute and scheduler")
     return bool(now.status == "ACTIVE")
 
 
