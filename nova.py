@@ -793,8 +793,9 @@ def check_machine(cfg: Settings) -> None:
     if (free := psutil.virtual_memory().available) < 3 << 30:
         raise Failure(f"{free / 2**30:.1f} GiB of memory free, and a cloud needs 3", "end other programs first")
     needed = 1 if (cfg.DIR / "state/env/made-from").exists() else 4
-    if (free := shutil.disk_usage(cfg.DIR).free) < needed << 30:
-        raise Failure(f"{free / 2**30:.1f} GiB of disk free at {cfg.DIR}, and a cloud needs {needed}", "make room first")
+    place = next(folder for folder in (cfg.DIR, *cfg.DIR.parents) if folder.exists())
+    if (free := shutil.disk_usage(place).free) < needed << 30:
+        raise Failure(f"{free / 2**30:.1f} GiB of disk free at {place}, and a cloud needs {needed}", "make room first")
     if taken := {"br-int", "br-ex", "ovs-netdev"} & set(netifaces.interfaces()):
         raise Failure(f"this machine has an interface {taken.pop()}, and a cloud makes its own", "remove it first")
     check_ports(cfg)

@@ -1,0 +1,143 @@
+"""What the machine tests use: nova.py as its users call it, the cloud as they see it, and this machine, looked at."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+NOVA_PY = Path(__file__).resolve().parents[2] / "nova.py"
+PORTS = {5000, 8774, 8775, 8778, 9292, 9696, 34369, 35672, 35673}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything below this folder is a machine test."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.machine)
+
+
+def ask(*command: str) -> str:
+    """What a command says; nothing where it is not installed."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    except FileNotFoundError:
+        return ""
+
+
+def eventually(what: str, seen: Callable[[], Any], seconds: float = 60) -> Any:
+    """What `seen` returns once it is true; the last thing it said otherwise."""
+    deadline, last = time.monotonic() + seconds, None
+    while time.monotonic() < deadline:
+        try:
+            if last := seen():
+                return last
+        except (OSError, subprocess.SubprocessError) as error:
+            last = error
+        time.sleep(0.3)
+    pytest.fail(f"{what}: not within {seconds} s; last: {last}")
+
+
+class Machine:
+    """nova.py in a folder of its own, which only root can enter, as in a root's home."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.key = folder / "key"
+
+    def nova(self, *words: str, ok: int = 0, env: dict[str, str] | None = None) -> str:
+        """Call nova.py VERB; what it said; the exit code has to be `ok`."""
+        command = ["python3", str(NOVA_PY), *words]
+        done = subprocess.run(
+            command, cwd=self.folder, env={**os.environ, **(env or {})}, capture_output=True, text=True, check=False
+        )
+        said = done.stdout + done.stderr
+        assert done.returncode == ok, f"nova.py {' '.join(words)}: exit code {done.returncode}\n{said}"
+        return said
+
+    def shell(self, line: str) -> str:
+        """A line in a shell of the user's, with novarc sourced."""
+        line = f". nova/novarc && {line}"
+        done = subprocess.run(["bash", "-c", line], cwd=self.folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+        return done.stdout.strip()
+
+    def openstack(self, words: str) -> Any:
+        """An openstack command; its JSON."""
+        return json.loads(self.shell(f"openstack {words} -f json"))
+
+    def floating(self, server: str) -> str:
+        """A floating address of its own for the server."""
+        address = self.openstack("floating ip create public")["floating_ip_address"]
+        self.shell(f"openstack server add floating ip {server} {address}")
+        return str(address)
+
+    def ssh(self, address: str, line: str) -> str:
+        """A line in the instance as root, by ssh with the key."""
+        options = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR -o BatchMode=yes"
+        command = ["ssh", "-i", str(self.key), *shlex.split(options), "-o", "ConnectTimeout=5", f"root@{address}", line]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=True, timeout=60)
+        return done.stdout.strip()
+
+    def processes(self) -> list[str]:
+        """The cloud's processes: those that have its folder mounted at /run/nova.py."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if " /run/nova.py " in Path(f"/proc/{process.pid}/mountinfo").read_text():
+                    found.append(" ".join(process.cmdline()))
+            except (OSError, psutil.Error):
+                continue
+        return found
+
+    def ports(self) -> set[int]:
+        """The cloud's ports that somebody listens on."""
+        listening = (c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN)
+        return {c.laddr.port for c in listening} & PORTS
+
+    def traces(self) -> dict[str, Any]:
+        """What a cloud could leave on a machine."""
+        names = sorted(os.listdir("/sys/class/net"))
+        tables = ask("nft", "list", "tables")
+        return {
+            "interfaces": names,
+            "namespaces": sorted(os.listdir("/run/netns")) if Path("/run/netns").exists() else [],
+            "mounts": sorted(m for m in Path("/proc/self/mountinfo").read_text().splitlines() if "nova" in m),
+            "nova_py table": "nova_py" in tables,
+            "ip_forward": Path("/proc/sys/net/ipv4/ip_forward").read_text(),
+            "domains": sorted(p.name for p in (self.folder / "nova/state/libvirt/etc/qemu").glob("*.xml")),
+            "guests": [line for line in self.processes() if "qemu-system" in line],
+            "addresses": re.findall(r"inet6? (\S+)", ask("ip", "address")),
+        }
+
+
+@pytest.fixture(scope="session")
+def machine() -> Iterator[Machine]:
+    """This machine; whatever happens, its cloud is taken down at the end, and its folder removed."""
+    if os.geteuid() != 0:
+        pytest.fail("machine tests need root: sudo tests/run")
+    folder = Path(tempfile.mkdtemp(prefix="nova-test-", dir=Path.home()))
+    it = Machine(folder)
+    yield it
+    if (folder / "nova/state").exists():
+        it.nova("scrub")
+    shutil.rmtree(folder)
+
+
+def listener(address: str) -> socket.socket:
+    """A TCP listener on this machine, which says hello to whoever connects."""
+    server = socket.create_server((address, 0))
+    server.settimeout(60)
+    return server
