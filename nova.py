@@ -47,7 +47,7 @@ import urllib.request
 import zipfile
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,7 +79,7 @@ def download(url: str, sha256: str) -> bytes:
         with urllib.request.urlopen(url, timeout=60, context=ssl.create_default_context()) as answer:
             content: bytes = answer.read()
     except (urllib.error.URLError, OSError) as error:
-        raise Failure(f"cannot download {url}: {error}", "check this machine's network and its proxy, then repeat") from None
+        raise Failure(f"cannot download {url}: {error}", "check this machine's network, then repeat") from None
     if hashlib.sha256(content).hexdigest() != sha256.removeprefix("sha256:"):
         raise Failure(f"{url} is not the file that uv.lock names (its SHA-256 differs)", "repeat; if it stays so, do not use it")
     return content
@@ -127,13 +127,19 @@ def bootstrap() -> None:
     """
     if os.environ.pop("NOVA_PY_PRIVATE", ""):
         return
+    made_from, python = TOOL / "made-from", TOOL / "env/bin/python"
     try:
-        if not (TOOL / "made-from").exists() or (TOOL / "made-from").read_bytes() != (HERE / "uv.lock").read_bytes():
+        if not python.exists() or not made_from.exists() or made_from.read_bytes() != (HERE / "uv.lock").read_bytes():
             make_tool_environment()
     except Failure as failure:
         sys.exit(tell_failure(failure))
+    except PermissionError as error:
+        sys.exit(tell_failure(Failure(str(error), "once with sudo, then without")))
+    except KeyboardInterrupt:
+        print("nova.py: interrupted; nothing but .tool was begun, and the next call makes it anew", file=sys.stderr)
+        sys.exit(130)
     os.environ["NOVA_PY_PRIVATE"] = "1"
-    own = [str(TOOL / "env/bin/python"), str(HERE / "nova.py"), *sys.argv[1:]]
+    own = [str(python), str(HERE / "nova.py"), *sys.argv[1:]]
     if os.geteuid() == 0:
         own = ["unshare", "--mount", "--propagation", "private", *own]
     os.execvp(own[0], own)
@@ -439,11 +445,12 @@ def in_parallel(*functions: Callable[[], Any]) -> None:
 
 # ---- Commands: do changes the machine, ask only looks ----
 
+NETWORK = "check the network and the package sources, then repeat: it goes on where it stopped"
 PLAIN = {"LC_ALL": "C.UTF-8"}  # what commands say is read, by the log's reader at least
 
 
-def do(*argv: object, user: str = ROOT, text: str = "", env: Mapping[str, str] = {}, cwd: object = "/") -> None:
-    """Run a command that changes the machine; log all that it says; raise Failure with its last lines.
+def do(*argv: object, user: str = ROOT, text: str = "", env: Mapping[str, str] = {}, cwd: object = "/", hint: str = "") -> None:
+    """Run a command that changes the machine; log all that it says; raise Failure with its last lines and `hint`.
 
     `text` is its standard input, `env` is added to its environment: secrets go there, argv is logged.
     """
@@ -463,7 +470,7 @@ def do(*argv: object, user: str = ROOT, text: str = "", env: Mapping[str, str] =
     except sh.CommandNotFound:
         raise Failure(f"{words[0]} is not installed", "sudo python3 nova.py install") from None
     except sh.ErrorReturnCode as error:
-        raise Failure(f"{shlex.join(words)}\n  ended with exit code {error.exit_code}", tail=tuple(tail)) from None
+        raise Failure(f"{shlex.join(words)}\n  ended with exit code {error.exit_code}", hint, tuple(tail)) from None
 
 
 def ask(*argv: object, ok: tuple[int, ...] = (0,), default: str | None = None) -> str:
@@ -514,7 +521,7 @@ def wait_for(what: str, ready: Callable[[], object], seconds: float, service: Se
 
 def values(cfg: Settings) -> dict[str, Any]:
     """What templates may name: settings, paths, ports, passwords."""
-    chosen = {row.name: getattr(cfg, row.name) for row in fields(cfg)}
+    chosen = asdict(cfg)
     chosen["INSTANCES"] = cfg.INSTANCES_PATH or HOME / "instances"
     chosen["LOCKS"] = cfg.LOCK_PATH or STATE / "locks"
     path = STATE / "passwords.json"
@@ -764,6 +771,12 @@ def check_ranges(cfg: Settings) -> None:
                 raise Failure(f"{name}={network}: this machine has a route to {route} through {interface}", code=2)
 
 
+def settings_of_run(folder: str) -> Settings:
+    """What the cloud in this folder was made with: taking down must not depend on how the machine looks by now."""
+    path = Path(folder) / "state/settings.json"
+    return Settings(**{**(json.loads(path.read_text()) if path.exists() else {}), "DIR": Path(folder).absolute()})
+
+
 def routes() -> list[tuple[ipaddress.IPv4Network, str]]:
     """The machine's IPv4 routes and their interfaces, from /proc: ip(8) may not be there yet."""
 
@@ -899,8 +912,8 @@ def install_packages() -> None:
     with step(f"Install {len(missing)} packages and what they need"), no_services():
         wait_for("dpkg (another program is installing packages)", dpkg_is_free, 300)
         do("dpkg", "--configure", "-a", env=quiet)  # what a call that was cut off left half-way
-        do(*apt, "update")
-        do(*apt, "install", "-y", "--no-install-recommends", *missing, env=quiet)
+        do(*apt, "update", hint=NETWORK)
+        do(*apt, "install", "-y", "--no-install-recommends", *missing, env=quiet, hint=NETWORK)
 
 
 def dpkg_is_free() -> bool:
@@ -925,7 +938,7 @@ def no_services() -> Iterator[None]:
     try:
         yield
     finally:
-        if POLICY.read_text() == policy:
+        if POLICY.exists() and POLICY.read_text() == policy:
             POLICY.unlink()
     if new := {p.name for p in UNITS.glob("*.wants/*")} - set(UNITS_BEFORE.read_text().splitlines()):
         do("systemctl", "disable", *sorted(new))
@@ -948,7 +961,7 @@ def install_openstack(cfg: Settings) -> None:
         do(*uv, "venv", "--clear", "--relocatable", "--python", "/usr/bin/python3", ENV, env=env)
         for only in (("--only-group", "cloud-build"), ("--only-group", "cloud", "--no-emit-package", "nova")):
             do(*uv, "export", "--frozen", *only, "--output-file", wanted, cwd=HERE, env=env)
-            do(*uv, "pip", "install", *into, env=env)
+            do(*uv, "pip", "install", *into, env=env, hint=NETWORK)
         do(*uv, "pip", "install", "--python", ENV, "--no-build-isolation", "--no-deps", "--editable", HOME, env=env)
         site = next(ENV.glob("lib/python3*/site-packages"))
         (site / "distribution.pth").write_text(f"{STATE}/python3-libvirt\n")
@@ -971,7 +984,7 @@ def make_users() -> None:
 
 
 def make_folders(cfg: Settings) -> None:
-    """Folders and passwords: what is there stays as it is."""
+    """Folders, the settings for later, and passwords: what is there stays as it is."""
     for name, owner in FOLDERS:
         (HOME / name).mkdir(parents=True, exist_ok=True)
         give(HOME / name, owner)
@@ -981,6 +994,8 @@ def make_folders(cfg: Settings) -> None:
         if folder and not Path(folder).exists():
             Path(folder).mkdir(parents=True)
             give(Path(folder), USER)
+    secret = ("MYSQL_PASS", "ADMIN_PASSWORD", "DIR")
+    write_file(STATE / "settings.json", json.dumps({k: v for k, v in asdict(cfg).items() if k not in secret}, indent=1))
     path = STATE / "passwords.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     for name in ("MYSQL_PASS", "ADMIN_PASSWORD", "RABBIT_PASS", "SERVICE_PASSWORD", "METADATA_SECRET"):
@@ -1409,6 +1424,7 @@ def settings(cfg: Settings) -> None:
         print(f"{mark} {row.name + '=' + str(shown):34} {row.metadata['meaning']}")
 
 
+TAKE_DOWN = ("terminate", "clean", "scrub")
 VERBS = {f.__name__: f for f in (branch, install, run, run_detached, terminate, clean, scrub, settings)}
 
 
@@ -1424,7 +1440,7 @@ def main(arguments: list[str]) -> int:
         if len(rest) > most or any(r.startswith("-") for r in rest):
             raise Failure(f"{verb} does not take {' '.join(rest)}; see: python3 nova.py --help", code=2)
         folder = rest[most - 1] if len(rest) == most and most else "nova"
-        cfg = settings_from(dict(os.environ), folder)
+        cfg = settings_of_run(folder) if verb in TAKE_DOWN else settings_from(dict(os.environ), folder)
         if verb == "settings":
             settings(cfg)
             return 0
@@ -1435,16 +1451,19 @@ def main(arguments: list[str]) -> int:
     except Failure as failure:
         return tell_failure(failure)
     except KeyboardInterrupt:
-        print(f"\nnova.py: interrupted. {verb} can be called again; clean ends what was started.", file=sys.stderr)
+        running = f"{len(found)} processes of the cloud run; clean ends them" if (found := processes()) else "no service runs"
+        print(f"\nnova.py: interrupted; {running}. {verb} can be called again.", file=sys.stderr)
         return 130
 
 
 def prepare_folder(cfg: Settings, verb: str) -> None:
     """DIR is there, or is made by the verbs that may; its log begins; the private mounts are in place."""
-    if verb not in ("branch", "install", "run", "run_detached") and not (cfg.DIR / "state").exists():
+    if verb in TAKE_DOWN and not (cfg.DIR / "state").exists():
         raise Failure(
             f"no cloud in {cfg.DIR}", f"go to the folder where it was made, or name it: sudo python3 nova.py {verb} DIR"
         )
+    if not (cfg.DIR / "state").exists():
+        check_machine(cfg)
     (cfg.DIR / "state").mkdir(parents=True, exist_ok=True)
     start_log(cfg)
     private_mounts(cfg)
