@@ -927,12 +927,17 @@ POLICY, UNITS = Path("/usr/sbin/policy-rc.d"), Path("/etc/systemd/system")
 UNITS_BEFORE = STATE / "units-before"  # there while packages are being installed, so that an interrupted call is seen
 
 
+def enabled_units() -> set[str]:
+    """The units of systemd that the next boot would start; none where there is no systemd."""
+    return {path.name for kind in ("wants", "requires") for path in UNITS.glob(f"*.{kind}/*")}
+
+
 @contextlib.contextmanager
 def no_services() -> Iterator[None]:
     """Packages start their services and enable them for the next boot; the cloud starts its own, so neither here."""
     policy = "#!/bin/sh\n# written by nova.py while it installs packages\nexit 101\n"
     if not UNITS_BEFORE.exists():
-        write_file(UNITS_BEFORE, "\n".join(p.name for p in UNITS.glob("*.wants/*")))
+        write_file(UNITS_BEFORE, "\n".join(enabled_units()))
     if not POLICY.exists():
         write_file(POLICY, policy, 0o755)
     try:
@@ -940,7 +945,7 @@ def no_services() -> Iterator[None]:
     finally:
         if POLICY.exists() and POLICY.read_text() == policy:
             POLICY.unlink()
-    if new := {p.name for p in UNITS.glob("*.wants/*")} - set(UNITS_BEFORE.read_text().splitlines()):
+    if new := enabled_units() - set(UNITS_BEFORE.read_text().splitlines()):
         do("systemctl", "disable", *sorted(new))
     UNITS_BEFORE.unlink()
 
@@ -1263,14 +1268,19 @@ def upload_image(cfg: Settings) -> None:
 
 def wait_for_hosts(cfg: Settings) -> None:
     """Until an instance could be placed and wired."""
+    admin, wanted = cloud(cfg), {"nova-conductor", "nova-scheduler", "nova-compute"}
+
+    def services() -> set[str]:
+        return {service.binary for service in admin.compute.services() if service.state == "up"}
+
+    def room() -> object:
+        where = "/resource_providers?resources=VCPU:1,MEMORY_MB:64,DISK_GB:1"
+        return admin.placement.get(where, microversion="1.17").json()["resource_providers"]
+
     with step("Wait for the compute host"):
-        admin = cloud(cfg)
-        room = "/resource_providers?resources=VCPU:1,MEMORY_MB:64,DISK_GB:1"
-        services = lambda: {s.binary for s in admin.compute.services() if s.state == "up"}
-        placed = lambda: admin.placement.get(room, microversion="1.17").json()["resource_providers"]
-        wait_for("nova's services", lambda: services() >= {"nova-conductor", "nova-scheduler", "nova-compute"}, 60)
+        wait_for("nova's services", lambda: services() >= wanted, 60)
         wait_for("the compute host in a cell", lambda: list(admin.compute.hypervisors()), 60)
-        wait_for("the compute host in placement", placed, 60)
+        wait_for("the compute host in placement", room, 60)
 
 
 def smoke_test(cfg: Settings) -> None:

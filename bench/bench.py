@@ -58,9 +58,9 @@ def main() -> None:
     print(f"| step | {'' if chosen.warm else 'cold, s | '}warm, median of {chosen.times}, s |")
     print(f"| --- | {'' if chosen.warm else '--- | '}--- |")
     for step in cold:
-        middle = f"{statistics.median(w[step] for w in warm):.1f}" if all(step in w for w in warm) else "–"
+        middle = f"{statistics.median(w[step] for w in warm):.1f}" if all(step in w for w in warm) else "-"
         first = "" if chosen.warm else f"{cold[step]:.1f} | "
-        if middle != "–" or not chosen.warm:
+        if middle != "-" or not chosen.warm:
             print(f"| {re.sub(r' into .*', ' into DIR', step)} | {first}{middle} |")
 
 

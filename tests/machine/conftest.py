@@ -78,6 +78,10 @@ class Machine:
         """An openstack command; its JSON."""
         return json.loads(self.shell(f"openstack {words} -f json"))
 
+    def host_ip(self) -> str:
+        """The address of the APIs, as novarc says it."""
+        return self.shell("echo $OS_AUTH_URL").removeprefix("http://").partition(":")[0]
+
     def floating(self, server: str) -> str:
         """A floating address of its own for the server."""
         address = self.openstack("floating ip create public")["floating_ip_address"]

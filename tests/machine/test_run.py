@@ -1,0 +1,102 @@
+"""run, as a person calls it, in a terminal: detached from, attached to, left for good; and Ctrl-C in the middle."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import signal
+import subprocess
+import time
+
+import pytest
+
+from .conftest import NOVA_PY, Machine, eventually
+
+
+class Terminal:
+    """A command in a terminal of its own."""
+
+    def __init__(self, machine: Machine, *command: str) -> None:
+        self.said = ""
+        self.pid, self.file = pty.fork()
+        if self.pid == 0:
+            os.chdir(machine.folder)
+            os.environ["TERM"] = "xterm"
+            os.execvp(command[0], command)
+
+    def read(self) -> str:
+        """All that it said until now."""
+        while select.select([self.file], [], [], 0.1)[0]:
+            try:
+                self.said += os.read(self.file, 65536).decode(errors="replace")
+            except OSError:  # it has ended
+                break
+        return self.said
+
+    def wait_for(self, words: str, seconds: float) -> None:
+        eventually(f"{words!r} on the screen", lambda: words in self.read(), seconds)
+
+    def type(self, keys: bytes) -> None:
+        os.write(self.file, keys)
+
+    def end(self, seconds: float = 60) -> int:
+        """Its exit code, once it has ended by itself."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self.read()
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                return os.waitstatus_to_exitcode(status)
+        pytest.fail(f"it did not end within {seconds} s:\n{self.said[-2000:]}")
+
+
+def test_run_shows_the_session_and_detaching_keeps_the_cloud(machine: Machine) -> None:
+    terminal = Terminal(machine, "python3", str(NOVA_PY), "run")
+    terminal.wait_for("The cloud is up", 400)
+    terminal.wait_for("keystone", 20)  # the status line names the windows
+    terminal.type(b"\x01d")
+    assert terminal.end() == 0
+    assert "The cloud stays" in terminal.said and "sudo screen -x nova" in terminal.said
+    assert machine.openstack("network list")
+
+
+def test_coming_back_and_leaving_for_good(machine: Machine) -> None:
+    terminal = Terminal(machine, "screen", "-x", "nova")
+    terminal.wait_for("keystone", 20)
+    terminal.type(b"\x01d")
+    assert terminal.end() == 0
+    machine.nova("clean")
+
+
+def test_when_the_session_ends_terminate_and_clean_follow(machine: Machine) -> None:
+    terminal = Terminal(machine, "python3", str(NOVA_PY), "run")
+    terminal.wait_for("The cloud is up", 400)
+    terminal.wait_for("keystone", 20)
+    subprocess.run(["screen", "-S", "nova", "-X", "quit"], check=True)
+    assert terminal.end(90) == 0
+    assert "End the instances" in terminal.said and "End the session" in terminal.said
+    assert machine.processes() == [] and machine.ports() == set()
+
+
+@pytest.mark.parametrize("point", ["Empty the databases", "Start the APIs", "Boot an instance"])
+def test_ctrl_c_says_how_things_are_and_the_next_call_goes_on(machine: Machine, point: str) -> None:
+    terminal = Terminal(machine, "python3", str(NOVA_PY), "run_detached")
+    terminal.wait_for(point, 400)
+    terminal.type(b"\x03")
+    assert terminal.end() == 130
+    assert "interrupted" in terminal.said and "run_detached can be called again" in terminal.said
+    machine.nova("clean")
+    assert machine.processes() == []
+
+
+def test_two_at_once_the_second_is_refused(machine: Machine) -> None:
+    run = subprocess.Popen(
+        ["python3", str(NOVA_PY), "run_detached"], cwd=machine.folder, stderr=subprocess.PIPE, start_new_session=True
+    )
+    assert run.stderr
+    assert b" s  " in run.stderr.readline(), "its first step"
+    assert f"another nova.py is at work: run_detached, pid {run.pid}" in machine.nova("clean", ok=1)
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait()
+    machine.nova("scrub")
