@@ -70,7 +70,10 @@ def locked(name: str, suffix: str) -> dict[str, Any]:
     """The file of package `name` in uv.lock whose name ends in `suffix`: {url, hash, ...}."""
     packages = tomllib.loads((HERE / "uv.lock").read_text())["package"]
     package = next(p for p in packages if p["name"] == name)
-    return next(f for f in [*package.get("wheels", ()), package.get("sdist", {})] if f.get("url", "").endswith(suffix))
+    for file in [*package.get("wheels", ()), package.get("sdist", {})]:
+        if file.get("url", "").endswith(suffix):
+            return dict(file)
+    raise Failure(f"uv.lock has no {name} that ends in {suffix}: this kind of machine was not tried")
 
 
 def download(url: str, sha256: str) -> bytes:
@@ -90,7 +93,7 @@ def make_tool_environment() -> None:
     print("Make nova.py's own environment (.tool)", file=sys.stderr, flush=True)
     shutil.rmtree(TOOL, ignore_errors=True)
     TOOL.mkdir()
-    wheel = locked("uv", f"manylinux2014_{platform.machine()}.whl")
+    wheel = locked("uv", f"_{platform.machine()}.whl")
     with zipfile.ZipFile(io.BytesIO(download(wheel["url"], wheel["hash"]))) as archive:
         binary = next(n for n in archive.namelist() if n.endswith("/scripts/uv"))
         (TOOL / "uv").write_bytes(archive.read(binary))
@@ -728,6 +731,8 @@ def checked(cfg: Settings) -> Settings:
     interface = cfg.INTERFACE or default_interface()
     host_ip = cfg.HOST_IP or (address_of(interface) if interface else "")
     own = sorted(filter(None, map(address_of, netifaces.interfaces())))
+    if interface and not host_ip:
+        raise Failure(f"INTERFACE={interface}: it has no IPv4 address; set HOST_IP to one of {', '.join(own)}", code=2)
     if not host_ip:
         raise Failure(f"no default route, so no HOST_IP to find: set HOST_IP to one of {', '.join(own)}", code=2)
     if host_ip not in own:
@@ -1411,10 +1416,14 @@ def scrub(cfg: Settings) -> None:
 
 
 def remove_traces() -> None:
-    """Take back what the record names, remove instances' taps (they carry our MAC prefix), and forget the domains."""
+    """Take back what the record names, remove instances' taps, and forget the domains.
+
+    A tap carries our MAC prefix but for its first byte, which libvirt sets to fe where it makes the tap itself.
+    """
     undo_recorded()
     for device in Path("/sys/class/net").iterdir():
-        if (device / "tun_flags").exists() and (device / "address").read_text().startswith(str(PATHS["MAC_PREFIX"])):
+        address = (device / "address").read_text() if (device / "tun_flags").exists() else ""
+        if address[2:].startswith(str(PATHS["MAC_PREFIX"])[2:]):
             forgiven(do, "ip", "link", "delete", device.name)
     (STATE / "record").unlink(missing_ok=True)
     for path in (STATE / "libvirt/etc/qemu").glob("*.xml"):
@@ -1474,8 +1483,11 @@ def prepare_folder(cfg: Settings, verb: str) -> None:
         )
     if not (cfg.DIR / "state").exists():
         check_machine(cfg)
-    (cfg.DIR / "state").mkdir(parents=True, exist_ok=True)
-    start_log(cfg)
+    try:
+        (cfg.DIR / "state").mkdir(parents=True, exist_ok=True)
+        start_log(cfg)
+    except OSError as error:
+        raise Failure(f"cannot use {cfg.DIR} as the cloud's folder: {error.strerror}", "name another: nova.py VERB DIR") from None
     private_mounts(cfg)
 
 
