@@ -7,6 +7,7 @@ scripts that write down how they were called. Whatever would reach past it raise
 
 import difflib
 import os
+import platform
 import shlex
 import shutil
 import socket
@@ -122,7 +123,6 @@ printf -v pair '%s\x1f' "$0" "$@"
 IFS= read -r -t 10 -d '' text
 printf '%s' "$record"$'\x1e'"$pair"$'\x1e'"$text"$'\x1d' >>'TRANSCRIPT'
 """
-OS_RELEASE = 'PRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\nID=debian\nVERSION_ID="12"\n'
 ROUTES = (
     "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\n"
     "eth0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\n"
@@ -138,13 +138,14 @@ class Machine:
         self.root, self.commands, self.calls = folder / "machine", folder / "commands", folder / "calls"
         self.absent: set[str] = set()
         self.owners: dict[str, str] = {}
+        self.release = {"ID": "debian", "VERSION_ID": "12"}
         self.gateway = "eth0"
         self.addresses = dict(ADDRESSES)
         self.commands.mkdir()
         for name in ("etc/systemd/system", "usr/sbin", "usr/lib/python3/dist-packages", "run", "sys/class/net", "tmp"):
             (self.root / name).mkdir(parents=True)
-        self.put("/etc/os-release", OS_RELEASE)
         self.put("/proc/net/route", ROUTES)
+        self.put("/proc/self/mountinfo")
         self.put("/dev/net/tun")
 
     def path(self, *parts: Any) -> Path:
@@ -171,6 +172,10 @@ class Machine:
     def without(self, *names: str) -> None:
         """Commands that this machine does not have."""
         self.absent |= set(names)
+
+    def has_cloud(self, process: object, folder: str = "/home/me/nova") -> None:
+        """This process has a cloud's folder at HOME."""
+        self.put(f"/proc/{process}/mountinfo", f"36 35 8:1 {folder} {nova.HOME} rw,relatime - ext4 /dev/sda1 rw\n")
 
     def give(self, path: Any, user: Any, _group: Any = None) -> None:
         self.owners[str(Path(path)).removeprefix(str(self.root))] = str(user)
@@ -202,13 +207,15 @@ class Machine:
         )
 
 
-def moved(value: Any, path: Callable[..., Path]) -> Any:
+def moved(value: Any, machine: Machine) -> Any:
     """A table of nova.py with every path in it led to the machine."""
     if isinstance(value, Path):
-        return path(value)
+        return machine.path(value)
+    if isinstance(value, str):
+        return value.replace("/run/nova.py", f"{machine.root}/run/nova.py")
     if isinstance(value, dict):
-        return {key: moved(item, path) for key, item in value.items()}
-    return tuple(moved(item, path) for item in value) if type(value) is tuple else value
+        return {key: moved(item, machine) for key, item in value.items()}
+    return tuple(moved(item, machine) for item in value) if type(value) is tuple else value
 
 
 @pytest.fixture(autouse=True)
@@ -216,7 +223,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
     """The faked machine; nova.py sees no other one. Autouse: there is no test without it."""
     machine = Machine(tmp_path)
     for name, value in vars(nova).copy().items():
-        if name.isupper() and name not in ("HERE",) and (new := moved(value, machine.path)) != value:
+        if name.isupper() and name not in ("HERE",) and (new := moved(value, machine)) != value:
             monkeypatch.setattr(nova, name, new)
     monkeypatch.setattr(nova, "TOOL", machine.path("/opt/tool"))
     monkeypatch.setattr(nova, "Path", machine.path)
@@ -227,6 +234,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
     monkeypatch.setattr(os, "chown", lambda path, uid, gid: machine.give(path, uid))
     monkeypatch.setattr(shutil, "chown", machine.give)
     monkeypatch.setattr(socket, "gethostname", lambda: "testhost")
+    monkeypatch.setattr(platform, "freedesktop_os_release", lambda: machine.release)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     monkeypatch.setattr(nova, "STEPS", [])
     monkeypatch.setattr(nova, "LOG_FILE", [])
