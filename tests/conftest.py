@@ -6,6 +6,7 @@ scripts that write down how they were called. Whatever would reach past it raise
 """
 
 import difflib
+import json
 import os
 import platform
 import shlex
@@ -180,20 +181,31 @@ class Machine:
     def give(self, path: Any, user: Any, _group: Any = None) -> None:
         self.owners[str(Path(path)).removeprefix(str(self.root))] = str(user)
 
-    def transcript(self) -> str:
-        """Every call so far as a line of shell: what was added to the environment, the words, the input."""
+    def called(self) -> list[str]:
+        """Every call so far, as shell: what was added to the environment, the words, the input."""
         text = self.calls.read_text() if self.calls.exists() else ""
-        lines = [self.line(*record.split("\x1e")) for record in text.split("\x1d")[:-1]]
-        return "".join(f"{line}\n" for line in lines)
+        return [self.line(*record.split("\x1e")) for record in text.split("\x1d")[:-1]]
+
+    def transcript(self) -> str:
+        """The same as one text."""
+        return "".join(f"{line}\n" for line in self.called())
+
+    def mounting(self) -> str:
+        """What the fake of mount does: a link in the place of an empty folder, on this machine and nowhere else."""
+        bind = '[ -d "$3" ] && [ ! -L "$3" ] && /bin/rmdir "$3" && /bin/ln -s "$2" "$3"'
+        return f'case "$1$3" in --bind{self.root}/*) {bind};; esac; exit 0'
 
     def line(self, environment: str, words: str, text: str) -> str:
-        own = {"PATH", "LC_ALL", "PYTEST_CURRENT_TEST"}
+        own = {"PATH", "LC_ALL", "COLUMNS", "LINES", "PYTEST_CURRENT_TEST"}
         added = [f"{n}={shlex.quote(v)}" for n, _, v in (e.partition("=") for e in environment.split("\x1f")[:-1])
                  if n not in own]  # fmt: skip
         line = " ".join([*sorted(added), shlex.join(words.split("\x1f")[:-1])])
         line += f" <<< {shlex.quote(text)}" if text else ""
-        for real_name, shown in ((f"{self.commands}/", ""), (str(self.root), ""), (str(nova.HERE), "$HERE")):
-            line = line.replace(real_name, shown)
+        passwords = nova.STATE / "passwords.json"
+        known = json.loads(passwords.read_text()) if passwords.exists() else {}
+        places = {"": f"{self.commands}/", "/": f"{self.root}/", "$HERE": str(nova.HERE)}
+        for shown, value in (*places.items(), *((f"${name}", value) for name, value in known.items())):
+            line = line.replace(value, shown)
         return line
 
     def netifaces(self) -> Any:
@@ -212,7 +224,7 @@ def moved(value: Any, machine: Machine) -> Any:
     if isinstance(value, Path):
         return machine.path(value)
     if isinstance(value, str):
-        return value.replace("/run/nova.py", f"{machine.root}/run/nova.py")
+        return str(machine.path(value)) if value.startswith("/") else value.replace("/run/nova.py", str(nova.HOME))
     if isinstance(value, dict):
         return {key: moved(item, machine) for key, item in value.items()}
     return tuple(moved(item, machine) for item in value) if type(value) is tuple else value
@@ -222,10 +234,11 @@ def moved(value: Any, machine: Machine) -> Any:
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     """The faked machine; nova.py sees no other one. Autouse: there is no test without it."""
     machine = Machine(tmp_path)
+    monkeypatch.setattr(nova, "HOME", machine.path(nova.HOME))
     for name, value in vars(nova).copy().items():
         if name.isupper() and name not in ("HERE",) and (new := moved(value, machine)) != value:
             monkeypatch.setattr(nova, name, new)
-    monkeypatch.setattr(nova, "TOOL", machine.path("/opt/tool"))
+    monkeypatch.setattr(nova, "TOOL", machine.path("/opt/nova.py/.tool"))
     monkeypatch.setattr(nova, "Path", machine.path)
     monkeypatch.setattr(
         nova, "open", lambda f, *a, **k: open(machine.path(f) if isinstance(f, str) else f, *a, **k), raising=False
