@@ -25,7 +25,7 @@ import pytest
 import sh
 
 EXPECTED = Path(__file__).parent / "expected"
-REAL_PATH = os.environ["PATH"]
+REAL_PATH = "/usr/sbin:/usr/bin:/sbin:/bin:" + os.environ["PATH"]  # the distribution's own first
 REAL_COMMAND = sh.Command.__init__
 
 

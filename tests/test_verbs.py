@@ -58,6 +58,14 @@ def folder(machine: Machine) -> str:
     return str(machine.path("/home/me/nova"))
 
 
+def all_there(machine: Machine) -> None:
+    """From now on every package and user is there; no call is on record."""
+    machine.put("/tmp/packages", "\n".join([*nova.packages(), ""]))
+    machine.fake("dpkg-query", PACKAGES + str(machine.path("/tmp/packages")))
+    machine.fake("getent", "echo there")
+    machine.calls.unlink()
+
+
 # ---- branch ----
 
 
@@ -119,10 +127,7 @@ def test_install(installable: Machine, in_order: None, expect: Expect) -> None:
 
 def test_install_again_changes_nothing(installable: Machine, in_order: None) -> None:
     assert nova.main(["install", folder(installable)]) == 0
-    installable.put("/tmp/packages", "\n".join([*nova.packages(), ""]))
-    installable.fake("dpkg-query", PACKAGES + str(installable.path("/tmp/packages")))
-    installable.fake("getent", "echo there")
-    installable.calls.unlink()
+    all_there(installable)
     assert nova.main(["install", folder(installable)]) == 0
     looks = ("mount ", "screen -ls", "dpkg-query ", "getent passwd ", "mariadbd --version")
     assert [line for line in installable.called() if not line.startswith(looks)] == []
@@ -157,8 +162,7 @@ def test_packages_cut_off_are_finished_by_the_next_call(enabling: Path, machine:
     with pytest.raises(nova.Failure, match="exit code 100"):
         nova.install_packages()
     assert not nova.POLICY.exists()
-    machine.put("/tmp/packages", "\n".join([*nova.packages(), ""]))
-    machine.fake("dpkg-query", PACKAGES + str(machine.path("/tmp/packages")))
+    all_there(machine)
     (machine.commands / "apt-get").write_text(working)
     nova.install_packages()
     assert machine.called()[-1] == "systemctl disable new.service"
@@ -299,18 +303,30 @@ def no_service() -> Iterator[None]:
     yield
 
 
-def test_run_detached(runnable: Machine, expect: Expect, capsys: pytest.CaptureFixture[str]) -> None:
-    assert nova.main(["run_detached", folder(runnable)]) == 0
+@pytest.fixture
+def runnable_installed(runnable: Machine) -> Machine:
+    """The same after install; no call is on record."""
+    assert nova.main(["install", folder(runnable)]) == 0
+    all_there(runnable)
+    return runnable
+
+
+def test_run_detached(runnable_installed: Machine, expect: Expect, capsys: pytest.CaptureFixture[str]) -> None:
+    machine = runnable_installed
+    assert nova.main(["run_detached", folder(machine)]) == 0
     expect("run_detached")
+    assert re.findall(r"-X screen -t (\S+) bash", machine.transcript()) == list(nova.SERVICES)
     said = capsys.readouterr().err
     assert "The cloud is up, " in said
-    assert f"  . {folder(runnable)}/novarc\n" in said
+    assert f"  . {folder(machine)}/novarc\n" in said
     assert (nova.STATE / "run/up").exists()
 
 
-def test_every_service_gets_its_window_in_the_tables_order(runnable: Machine) -> None:
-    nova.main(["run_detached", folder(runnable)])
-    assert re.findall(r"-X screen -t (\S+) bash", runnable.transcript()) == list(nova.SERVICES)
+def test_run_detached_alone_installs_what_is_missing(runnable: Machine) -> None:
+    assert nova.main(["run_detached", folder(runnable)]) == 0
+    calls = " ".join(runnable.called())
+    steps = ("tar --extract", "apt-get", "uv --quiet", "useradd", "mariadb-install-db", "build.py", "cp --archive", "nft -f")
+    assert sorted(steps, key=calls.index) == list(steps)
 
 
 def test_kvm_is_asked_for_only_where_it_is(runnable: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
