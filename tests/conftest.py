@@ -231,8 +231,15 @@ def moved(value: Any, machine: Machine) -> Any:
 
 
 @pytest.fixture(autouse=True)
+def no_other_machine(request: pytest.FixtureRequest) -> None:
+    """No test runs without the faked machine but those of tests/machine."""
+    if not request.node.get_closest_marker("machine"):
+        request.getfixturevalue("machine")
+
+
+@pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
-    """The faked machine; nova.py sees no other one. Autouse: there is no test without it."""
+    """The faked machine; nova.py sees no other one."""
     machine = Machine(tmp_path)
     monkeypatch.setattr(nova, "HOME", machine.path(nova.HOME))
     for name, value in vars(nova).copy().items():

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import nova
 import pytest
-from conftest import Leak, Machine
+from .conftest import Leak, Machine
 
 REACHES: dict[str, Callable[[], object]] = {
     "a command": lambda: nova.do("true"),

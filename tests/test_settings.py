@@ -6,7 +6,7 @@ from pathlib import Path
 
 import nova
 import pytest
-from conftest import Machine
+from .conftest import Machine
 
 
 def refused(environ: dict[str, str]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import nova
 import pytest
 import yaml
-from conftest import Machine
+from .conftest import Machine
 
 TEMPLATES = [row[0] for row in nova.CONFIG_FILES]
 INI = [t for t in TEMPLATES if re.search(r"(nova|nova-db|keystone|glance-api|placement|neutron)\.conf|my\.cnf|\.ini", t)]

@@ -17,7 +17,7 @@ from unittest.mock import MagicMock
 import nova
 import psutil
 import pytest
-from conftest import Machine
+from .conftest import Machine
 
 Fake = Callable[..., None]
 Expect = Callable[[str], None]
