@@ -27,6 +27,7 @@ import sh
 EXPECTED = Path(__file__).parent / "expected"
 REAL_PATH = "/usr/sbin:/usr/bin:/sbin:/bin:" + os.environ["PATH"]  # the distribution's own first
 REAL_COMMAND = sh.Command.__init__
+everybodys_connections = psutil.net_connections
 
 
 class Leak(BaseException):
@@ -139,11 +140,12 @@ class Machine:
         self.root, self.commands, self.calls = folder / "machine", folder / "commands", folder / "calls"
         self.absent: set[str] = set()
         self.owners: dict[str, str] = {}
+        self.memory, self.disk, self.listening = 8.0, 40.0, list[Any]()  # GiB, GiB, psutil's connections
         self.release = {"ID": "debian", "VERSION_ID": "12"}
         self.gateway = "eth0"
         self.addresses = dict(ADDRESSES)
         self.commands.mkdir()
-        for name in ("etc/systemd/system", "usr/sbin", "usr/lib/python3/dist-packages", "run", "sys/class/net", "tmp"):
+        for name in ("etc/systemd/system", "usr/sbin", "usr/lib/python3/dist-packages", "run", "sys/class/net", "srv"):
             (self.root / name).mkdir(parents=True)
         self.put("/proc/net/route", ROUTES)
         self.put("/proc/self/mountinfo")
@@ -255,6 +257,9 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
     monkeypatch.setattr(shutil, "chown", machine.give)
     monkeypatch.setattr(socket, "gethostname", lambda: "testhost")
     monkeypatch.setattr(platform, "freedesktop_os_release", lambda: machine.release)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=int(machine.memory * 2**30)))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=int(machine.disk * 2**30)))
+    monkeypatch.setattr(psutil, "net_connections", lambda kind: machine.listening)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     monkeypatch.setattr(nova, "STEPS", [])
     monkeypatch.setattr(nova, "LOG_FILE", [])

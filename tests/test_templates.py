@@ -158,7 +158,13 @@ def sourced(path: Path, bash: str, env: str, cwd: Path) -> dict[str, str]:
 
 def test_novarc_sets_todays_names_and_nova_shs(made: nova.Settings, real: Callable[[str], str], tmp_path: Path) -> None:
     found = sourced(nova.HOME / "novarc", real("bash"), real("env"), tmp_path)
-    names = {"URL": "AUTH_URL", "USERNAME": "USERNAME", "API_KEY": "PASSWORD", "PROJECT_ID": "PROJECT_NAME", "REGION_NAME": "REGION_NAME"}
+    names = {
+        "URL": "AUTH_URL",
+        "USERNAME": "USERNAME",
+        "API_KEY": "PASSWORD",
+        "PROJECT_ID": "PROJECT_NAME",
+        "REGION_NAME": "REGION_NAME",
+    }
     assert {old: found[f"NOVA_{old}"] for old in names} == {old: found[f"OS_{new}"] for old, new in names.items()}
     assert found["OS_AUTH_URL"] == "http://192.0.2.10:5000/v3"
     assert (found["OS_USERNAME"], found["OS_PASSWORD"]) == ("admin", "the-admin-password")

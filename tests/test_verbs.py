@@ -60,8 +60,8 @@ def folder(machine: Machine) -> str:
 
 def all_there(machine: Machine) -> None:
     """From now on every package and user is there; no call is on record."""
-    machine.put("/tmp/packages", "\n".join([*nova.packages(), ""]))
-    machine.fake("dpkg-query", PACKAGES + str(machine.path("/tmp/packages")))
+    machine.put("/srv/packages", "\n".join([*nova.packages(), ""]))
+    machine.fake("dpkg-query", PACKAGES + str(machine.path("/srv/packages")))
     machine.fake("getent", "echo there")
     machine.calls.unlink()
 
@@ -80,9 +80,7 @@ def test_branch(installable: Machine, expect: Expect) -> None:
     expect("branch")
 
 
-def test_branch_makes_the_tree_its_callers(
-    cfg: nova.Settings, installable: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_branch_makes_the_tree_its_callers(cfg: nova.Settings, installable: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SUDO_UID", "1000")
     nova.branch(cfg)
     assert (nova.HOME / "nova/api.py").read_text() == "1\n"
@@ -283,13 +281,10 @@ def test_the_password_of_admin_is_in_no_command(cfg: nova.Settings, installable:
 @pytest.fixture
 def runnable(installable: Machine, monkeypatch: pytest.MonkeyPatch, in_order: None) -> Machine:
     """A machine on which a cloud could run. The steps that speak with the APIs are not part of it."""
-    installable.fake("screen", NO_SESSION + f'; [ "$1" != -c ] || echo -n >{installable.path("/tmp/session")}')
-    monkeypatch.setattr(nova, "session", lambda cfg: int(installable.path("/tmp/session").exists()))
+    installable.fake("screen", NO_SESSION + f'; [ "$1" != -c ] || echo -n >{installable.path("/srv/session")}')
+    monkeypatch.setattr(nova, "session", lambda cfg: int(installable.path("/srv/session").exists()))
     monkeypatch.setattr(nova, "answers", lambda place: True)
     monkeypatch.setattr(nova, "started", lambda *_: no_service())
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: MagicMock(available=8 << 30))
-    monkeypatch.setattr(nova.shutil, "disk_usage", lambda path: MagicMock(free=40 << 30))
-    monkeypatch.setattr(psutil, "net_connections", lambda kind: [])
     for name in ("create_flavors", "create_networks", "upload_image", "wait_for_hosts", "smoke_test"):
         monkeypatch.setattr(nova, name, lambda cfg: None)
     installable.fake("sysctl", '[ "$1" != -n ] || echo 0')
@@ -347,13 +342,13 @@ def test_a_kvm_that_is_not_asked_for_is_hidden(runnable: Machine) -> None:
 
 @pytest.mark.parametrize(("lives", "calls"), [(True, []), (False, ["terminate", "clean"])])
 def test_run_ends_the_cloud_when_its_session_has_ended(
-    cfg: nova.Settings, fake: Fake, machine: Machine, monkeypatch: pytest.MonkeyPatch, lives: bool, calls: list[str]
+    cfg: nova.Settings, machine: Machine, monkeypatch: pytest.MonkeyPatch, lives: bool, calls: list[str]
 ) -> None:
     seen: list[str] = []
     for name in ("terminate", "clean"):
         monkeypatch.setattr(nova, name, lambda cfg, name=name: seen.append(name))
     monkeypatch.setattr(nova, "run_detached", lambda cfg: None)
-    fake("screen", SESSION if lives else NO_SESSION)
+    machine.fake("screen", SESSION if lives else NO_SESSION)
     nova.run(cfg)
     assert machine.called()[0] == "screen -S nova -x"
     assert seen == calls
@@ -510,6 +505,13 @@ def test_terminate_through_the_api_waits_until_they_are_gone(
     admin.network.delete_ip.assert_called_once_with("10.6.0.2")
 
 
+def test_taking_down_does_not_depend_on_how_the_machine_looks_by_now(cfg: nova.Settings, machine: Machine) -> None:
+    chosen = nova.replace(cfg, SCREEN_NAME="mine", FLOATING_RANGE="10.7.0.0/28", SCREEN_STATUS=False)
+    nova.make_folders(chosen)
+    machine.addresses, machine.gateway = {"lo": "127.0.0.1"}, ""
+    assert nova.settings_of_run(str(cfg.DIR)) == nova.replace(chosen, MYSQL_PASS="", ADMIN_PASSWORD="")
+
+
 # ---- clean ----
 
 
@@ -576,16 +578,26 @@ def test_openstack_ends_before_what_it_stands_on(
     assert ended[:2] == [{windows["api"], windows["compute"]}, {windows["mysql"]}]
 
 
-@pytest.mark.parametrize("ours", [True, False])
+@pytest.fixture
+def session(machine: Machine, process: Any) -> Callable[[str], None]:
+    """session(folder): there is a screen session, of the cloud in that folder."""
+
+    def start(folder: str) -> None:
+        pid = process()
+        machine.has_cloud("self")
+        machine.has_cloud(pid, folder)
+        machine.fake("screen", SESSION.replace("4242", str(pid)))
+
+    return start
+
+
+@pytest.mark.parametrize(("folder", "quit"), [("/home/me/nova", True), ("/home/you/nova", False)])
 def test_clean_ends_the_session_when_it_is_ours(
-    cfg: nova.Settings, machine: Machine, fake: Fake, process: Any, ours: bool
+    session: Any, cfg: nova.Settings, machine: Machine, folder: str, quit: bool
 ) -> None:
-    pid = process()
-    machine.has_cloud("self")
-    machine.has_cloud(pid, "/home/me/nova" if ours else "/home/you/nova")
-    fake("screen", SESSION.replace("4242", str(pid)))
+    session(folder)
     nova.take_down(cfg)
-    assert ("screen -S nova -X quit\n" in machine.transcript()) == ours
+    assert ("screen -S nova -X quit\n" in machine.transcript()) == quit
 
 
 # ---- scrub ----
@@ -594,7 +606,9 @@ def test_clean_ends_the_session_when_it_is_ours(
 @pytest.fixture
 def traces(made: Machine, fake: Fake) -> Machine:
     """A machine on which a cloud left its record, two taps and a domain; one tap and one bridge are somebody else's."""
-    made.put("/home/me/nova/state/record", "ip link delete br-ex\nsysctl -qw net.ipv4.ip_forward=0\nnft delete table ip nova_py\n")
+    made.put(
+        "/home/me/nova/state/record", "ip link delete br-ex\nsysctl -qw net.ipv4.ip_forward=0\nnft delete table ip nova_py\n"
+    )
     made.put("/home/me/nova/state/libvirt/etc/qemu/instance-1.xml")
     for name, address, tap in (
         ("tap1", "fa:6e:70:00:00:01", True), ("tap2", "fe:16:3e:00:00:01", True), ("br0", "fa:6e:70:00:00:02", False),
@@ -633,7 +647,9 @@ def test_the_record_is_undone_last_first_and_a_failure_does_not_stop_it(cfg: nov
     assert (nova.STATE / "record").read_text() == ""
 
 
-def test_an_undoing_that_is_cut_off_goes_on_where_it_was(cfg: nova.Settings, fake: Fake, machine: Machine, monkeypatch: Any) -> None:
+def test_an_undoing_that_is_cut_off_goes_on_where_it_was(
+    cfg: nova.Settings, fake: Fake, machine: Machine, monkeypatch: Any
+) -> None:
     fake("one")
     fake("two")
     nova.record("one")
@@ -662,19 +678,11 @@ def test_a_run_that_was_cut_off_is_taken_down_first(cfg: nova.Settings, machine:
     assert machine.called()[-1] == "ip link delete br-ex"
 
 
-@pytest.mark.parametrize(
-    ("up", "ours", "refused"), [(True, True, "clean"), (False, False, "-X quit"), (False, True, "")], ids=str
-)
-def test_a_session_of_that_name(
-    cfg: nova.Settings, machine: Machine, fake: Fake, process: Any, up: bool, ours: bool, refused: str
-) -> None:
-    pid = process()
-    machine.has_cloud("self")
-    if ours:
-        machine.has_cloud(pid)
+@pytest.mark.parametrize(("up", "ours", "refused"), [(True, True, "clean"), (False, False, "-X quit"), (False, True, "")])
+def test_a_session_of_that_name(session: Any, cfg: nova.Settings, up: bool, ours: bool, refused: str) -> None:
+    session("/home/me/nova" if ours else "/home/you/nova")
     if up:
-        machine.put(nova.STATE / "run/up")
-    fake("screen", SESSION.replace("4242", str(pid)))
+        (nova.STATE / "run/up").touch()
     if not refused:
         nova.refuse_if_running(cfg)
         return
