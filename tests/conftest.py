@@ -19,10 +19,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import netifaces
-import nova
 import psutil
 import pytest
 import sh
+
+import nova
 
 EXPECTED = Path(__file__).parent / "expected"
 REAL_PATH = "/usr/sbin:/usr/bin:/sbin:/bin:" + os.environ["PATH"]  # the distribution's own first
@@ -158,6 +159,10 @@ class Machine:
             return path
         return self.root / path.relative_to("/")
 
+    def open(self, file: Any, mode: str = "r") -> Any:
+        """Stands in for nova.py's open."""
+        return open(self.path(file) if isinstance(file, str) else file, mode)
+
     def put(self, path: Any, content: str = "") -> Path:
         """A file, and the folders on the way to it."""
         place = self.path(path)
@@ -249,9 +254,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
             monkeypatch.setattr(nova, name, new)
     monkeypatch.setattr(nova, "TOOL", machine.path("/opt/nova.py/.tool"))
     monkeypatch.setattr(nova, "Path", machine.path)
-    monkeypatch.setattr(
-        nova, "open", lambda f, *a, **k: open(machine.path(f) if isinstance(f, str) else f, *a, **k), raising=False
-    )
+    monkeypatch.setattr(nova, "open", machine.open, raising=False)
     monkeypatch.setattr(nova, "netifaces", machine.netifaces())
     monkeypatch.setattr(os, "chown", lambda path, uid, gid: machine.give(path, uid))
     monkeypatch.setattr(shutil, "chown", machine.give)

@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
-import nova
 import psutil
 import pytest
+
+import nova
+
 from .conftest import Machine, everybodys_connections
 
 Fake = Callable[..., None]

@@ -9,8 +9,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import nova
 import pytest
+
+import nova
+
 from .conftest import Leak, Machine
 
 REACHES: dict[str, Callable[[], object]] = {
@@ -20,7 +22,7 @@ REACHES: dict[str, Callable[[], object]] = {
     "a command that is forgiven": lambda: nova.forgiven(nova.do, "true"),
     "a command beside another": lambda: nova.in_parallel(lambda: nova.do("true"), lambda: None),
     "a program by subprocess": lambda: subprocess.run(["/bin/true"], check=False),
-    "a file": lambda: open("/etc/leak", "w"),
+    "a file": lambda: Path("/etc/leak").write_text(""),
     "a file's removal": lambda: os.unlink("/etc/leak"),
     "a folder": lambda: os.mkdir("/etc/leak"),
     "a tree's removal": lambda: shutil.rmtree("/etc/leak"),
@@ -40,7 +42,7 @@ def test_reaching_for_the_real_machine_fails(reach: Callable[[], object]) -> Non
 def test_paths_lead_to_the_faked_machine(machine: Machine) -> None:
     paths = [nova.HOME, nova.STATE, nova.ENV, nova.CONF, nova.PATHS["BIN"], *(row[1] for row in nova.CONFIG_FILES)]
     assert [p for p in paths if not p.is_relative_to(machine.root)] == []
-    assert nova.HERE == Path(__file__).parents[1]
+    assert Path(__file__).parents[1] == nova.HERE
 
 
 def test_a_fake_records_how_it_was_called(machine: Machine) -> None:

@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import nova
 import psutil
 import pytest
+
+import nova
 
 Keep = Callable[..., subprocess.Popen[bytes]]
 

@@ -4,8 +4,10 @@
 import dataclasses
 from pathlib import Path
 
-import nova
 import pytest
+
+import nova
+
 from .conftest import Machine
 
 
@@ -153,7 +155,7 @@ def test_a_refused_password_is_not_shown(name: str) -> None:
 def test_host_ip_is_found(machine: Machine, gateway: str, environ: dict[str, str], interface: str, address: str) -> None:
     machine.gateway = gateway
     cfg = nova.settings_from(environ)
-    assert (cfg.INTERFACE, cfg.HOST_IP) == (interface, address)
+    assert (interface, address) == (cfg.INTERFACE, cfg.HOST_IP)
 
 
 def test_without_a_default_route_it_says_what_host_ip_could_be(machine: Machine) -> None:

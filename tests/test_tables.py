@@ -7,8 +7,9 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-import nova
 import pytest
+
+import nova
 
 HERE = nova.HERE
 LOCK = tomllib.loads((HERE / "uv.lock").read_text())

@@ -8,9 +8,11 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-import nova
 import pytest
 import yaml
+
+import nova
+
 from .conftest import Machine
 
 TEMPLATES = [row[0] for row in nova.CONFIG_FILES]

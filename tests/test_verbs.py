@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
 
-import nova
 import psutil
 import pytest
+
+import nova
+
 from .conftest import Machine
 
 Fake = Callable[..., None]
@@ -207,7 +209,7 @@ def test_passwords_are_made_once_and_a_chosen_one_replaces(cfg: nova.Settings) -
     first = json.loads((nova.STATE / "passwords.json").read_text())
     assert len(set(first.values())) == 5
     assert min(map(len, first.values())) >= 14
-    nova.make_folders(nova.replace(cfg, ADMIN_PASSWORD="chosen-later"))
+    nova.make_folders(nova.replace(cfg, ADMIN_PASSWORD="chosen-later"))  # noqa: S106
     assert json.loads((nova.STATE / "passwords.json").read_text()) == {**first, "ADMIN_PASSWORD": "chosen-later"}
 
 
@@ -258,7 +260,7 @@ def test_databases_are_made_again_when_what_is_in_them_changed(
 
 
 def test_databases_that_could_not_be_filled_are_made_again(filled: nova.Settings, machine: Machine) -> None:
-    changed = nova.replace(filled, ADMIN_PASSWORD="another-one")
+    changed = nova.replace(filled, ADMIN_PASSWORD="another-one")  # noqa: S106
     nova.make_folders(changed)
     machine.fake("mariadb", "exit 1")
     for _ in "ab":
