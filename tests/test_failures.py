@@ -1,0 +1,498 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What goes wrong: the exact words, the exit code, and what is left behind."""
+
+import hashlib
+import http.server
+import logging
+import os
+import platform
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+import nova
+
+from .conftest import Machine, everybodys_connections
+
+Fake = Callable[..., None]
+NOBODY = 65534
+VERBS = [name for name in nova.VERBS if name != "settings"]
+
+
+def failure(function: Callable[..., object], *arguments: object, **options: object) -> nova.Failure:
+    with pytest.raises(nova.Failure) as caught:
+        function(*arguments, **options)
+    return caught.value
+
+
+# ---- do ----
+
+
+def test_a_missing_command_says_how_to_get_it(machine: Machine) -> None:
+    machine.without("virsh")
+    said = failure(nova.do, "virsh", "list")
+    assert (str(said), said.hint) == ("virsh is not installed", "sudo python3 nova.py install")
+
+
+def test_a_failed_command_can_be_pasted_and_shows_its_code_and_last_lines(fake: Fake) -> None:
+    fake("broken", 'for i in $(/usr/bin/seq 30); do echo "line $i"; done; echo why >&2; exit 3')
+    said = failure(nova.do, "broken", "two words", "$HOME")
+    assert str(said) == "broken 'two words' '$HOME'\n  ended with exit code 3"
+    assert said.tail == (*(f"line {i}" for i in range(12, 31)), "why")
+
+
+def test_a_command_of_another_user_can_be_pasted_too(fake: Fake) -> None:
+    fake("setpriv", "exit 4")
+    said = failure(nova.do, "broken", user="somebody")
+    assert str(said).splitlines()[0] == "setpriv --reuid=somebody --regid=somebody --init-groups broken"
+
+
+def test_everything_a_command_says_is_logged(fake: Fake, caplog: pytest.LogCaptureFixture) -> None:
+    fake("talk", "echo out; echo err >&2")
+    with caplog.at_level(logging.DEBUG, "nova.py"):
+        nova.do("talk", "a b", env={"PASSWORD": "secret"}, text="secret")
+    assert caplog.messages == ["+ talk 'a b'", "  out", "  err"]
+
+
+def test_a_command_that_reads_its_input_does_not_hang(fake: Fake) -> None:
+    fake("reader", "read -t 5 -r line; [ $? = 1 ]")  # 1: the end of input; more than 128: waited in vain
+    nova.do("reader")
+    nova.ask("reader")
+
+
+def test_a_command_has_no_terminal(fake: Fake) -> None:
+    fake("pager", "[ ! -t 0 ] && [ ! -t 1 ] && [ ! -t 2 ]")
+    nova.do("pager")
+
+
+def test_a_command_runs_where_it_is_told_and_else_at_the_root(fake: Fake, tmp_path: Path) -> None:
+    fake("where", '[ "$PWD" = "$1" ]')
+    nova.do("where", "/")
+    nova.do("where", tmp_path, cwd=tmp_path)
+
+
+def test_empty_and_false_words_are_not_lost(fake: Fake, machine: Machine) -> None:
+    fake("count")
+    nova.do("count", "", None, False, 0)
+    assert machine.called() == ["count '' None False 0"]
+
+
+# ---- ask ----
+
+
+def test_ask_says_what_the_command_said_on_its_error_output(fake: Fake) -> None:
+    fake("broken", "echo not this; echo this >&2; exit 2")
+    said = failure(nova.ask, "broken", "a b")
+    assert (str(said), said.tail) == ("broken 'a b' failed", ("this",))
+
+
+def test_ask_of_what_is_not_installed(machine: Machine) -> None:
+    machine.without("virsh")
+    assert failure(nova.ask, "virsh").tail == ("it is not installed",)
+
+
+def test_asks_default_stands_for_every_failure(fake: Fake, machine: Machine) -> None:
+    machine.without("virsh")
+    fake("broken", "echo something; exit 2")
+    assert (nova.ask("virsh", default="none"), nova.ask("broken", default="")) == ("none", "")
+
+
+def test_ask_takes_the_codes_that_are_no_failure(fake: Fake) -> None:
+    fake("looks", "echo found nothing; exit 1")
+    assert nova.ask("looks", ok=(0, 1)) == "found nothing"
+
+
+# ---- Steps and failures ----
+
+
+def test_a_failure_is_told_with_its_step(capsys: pytest.CaptureFixture[str], machine: Machine) -> None:
+    nova.LOG_FILE[:] = [Path("/home/me/nova/state/log/nova.log")]
+    with pytest.raises(nova.Failure) as caught, nova.step("Do the outer"), nova.step("Do the inner"):
+        raise nova.Failure("broken 1\n  ended with exit code 3", "mend it", ("one", "two"))
+    capsys.readouterr()
+    assert nova.tell_failure(caught.value) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "",
+        "nova.py stopped at: Do the inner",
+        "nova.py: broken 1",
+        "  ended with exit code 3",
+        "    | one",
+        "    | two",
+        "  mend it",
+        "  everything it did: /home/me/nova/state/log/nova.log",
+    ]
+
+
+def test_an_error_of_the_apis_is_told_like_the_others() -> None:
+    with pytest.raises(nova.Failure) as caught, nova.step("Create networks"):
+        raise ValueError("Conflict (409)")
+    assert (str(caught.value), caught.value.during) == ("ValueError: Conflict (409)", "Create networks")
+
+
+def test_of_two_side_by_side_the_failure_is_raised_when_both_ended() -> None:
+    ended = []
+
+    def slow() -> None:
+        time.sleep(0.1)
+        ended.append("slow")
+
+    assert str(failure(nova.in_parallel, lambda: failing("first"), slow)) == "first"
+    assert ended == ["slow"]
+
+
+def failing(message: str) -> None:
+    raise nova.Failure(message)
+
+
+# ---- wait_for ----
+
+
+def test_the_time_is_up_and_the_last_error_is_told() -> None:
+    said = failure(nova.wait_for, "the API", lambda: 1 / 0, 0.3)
+    assert str(said) == "the API is not ready after 0 s (ZeroDivisionError: division by zero)"
+
+
+def test_the_time_is_up_without_an_error() -> None:
+    assert str(failure(nova.wait_for, "the API", lambda: False, 0.1)).endswith("(it never answered)")
+
+
+def test_what_comes_up_late_is_waited_for() -> None:
+    looks = iter([False, False, True])
+    nova.wait_for("the API", lambda: next(looks), 30)
+
+
+def test_a_failure_in_the_probe_ends_the_wait() -> None:
+    assert str(failure(nova.wait_for, "the instance", lambda: failing("No valid host"), 30)) == "No valid host"
+
+
+def test_the_death_of_a_window_ends_the_wait_at_once(cfg: nova.Settings, machine: Machine) -> None:
+    machine.put(nova.STATE / "run/api.died", "2026-11-21T10:00:00 api: exit code 1 after 0 s, again in 1 s\n")
+    machine.put(nova.STATE / "log/api.log", "".join(f"{i}\n" for i in range(20)) + "\x1b[31mred\x1b[0m\r\n\n  why\n")
+    service = nova.Service("api", nova.USER, "", "127.0.0.1:1")
+    began = time.monotonic()
+    said = failure(nova.wait_for_service, cfg, service, 60)
+    assert time.monotonic() - began < 10
+    assert str(said).endswith("died: 2026-11-21T10:00:00 api: exit code 1 after 0 s, again in 1 s")
+    assert said.tail == (*map(str, range(10, 20)), "red", "why")
+
+
+def test_a_service_without_a_place_is_not_waited_for(cfg: nova.Settings) -> None:
+    nova.wait_for_service(cfg, nova.Service("compute", nova.ROOT, "nova-compute"), 0)
+
+
+# ---- What answers, and downloads ----
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(int(self.path.strip("/")))
+        self.end_headers()
+        self.wfile.write(b"content")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def site() -> Iterator[str]:
+    """A real HTTP server that answers /CODE with that code."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(("code", "answers"), [(200, True), (300, True), (401, True), (404, True), (500, False), (503, False)])
+def test_an_api_that_says_no_has_answered(site: str, code: int, answers: bool) -> None:
+    assert nova.answers(f"{site}/{code}") == answers
+
+
+def test_a_port_answers_while_somebody_listens(site: str) -> None:
+    place = site.removeprefix("http://")
+    assert nova.answers_now(place)
+    assert not nova.answers_now(f"127.0.0.1:{free_port()}")
+
+
+def test_a_socket_answers_while_somebody_listens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not nova.answers_now(str(tmp_path / "sock"))
+    monkeypatch.chdir(tmp_path)  # sockets' paths must be short
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("sock")
+        listener.listen()
+        monkeypatch.setattr(nova.socket.socket, "connect", lambda s, place: socket.socket.connect_ex(s, "sock"), raising=False)
+        assert nova.answers_now(str(tmp_path / "sock"))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize("prefix", ["", "sha256:"])
+def test_a_download_with_the_right_hash_is_taken(site: str, prefix: str) -> None:
+    assert nova.download(f"{site}/200", prefix + hashlib.sha256(b"content").hexdigest()) == b"content"
+
+
+def test_a_download_with_another_hash_is_refused(site: str) -> None:
+    said = failure(nova.download, f"{site}/200", "sha256:" + "0" * 64)
+    assert str(said) == f"{site}/200 is not the file that uv.lock names (its SHA-256 differs)"
+
+
+def test_without_a_network_the_download_says_so() -> None:
+    url = f"http://127.0.0.1:{free_port()}/uv.whl"
+    said = failure(nova.download, url, "")
+    assert str(said) == f"cannot download {url}: <urlopen error [Errno 111] Connection refused>"
+    assert said.hint == "check this machine's network, then repeat"
+
+
+def test_a_file_that_is_gone_is_told_with_its_code(site: str) -> None:
+    assert "HTTP Error 404" in str(failure(nova.download, f"{site}/404", ""))
+
+
+@pytest.mark.xfail(strict=True, raises=StopIteration, reason="a traceback where the lock has no uv for this machine")
+def test_a_machine_without_a_uv_is_told_so(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    nova.TOOL.parent.mkdir(parents=True)
+    monkeypatch.setattr(platform, "machine", lambda: "vax")
+    assert "vax" in str(failure(nova.make_tool_environment))
+
+
+# ---- Checks before a run ----
+
+
+def test_too_little_memory(cfg: nova.Settings, machine: Machine) -> None:
+    machine.memory = 2.9
+    assert str(failure(nova.check_machine, cfg)) == "2.9 GiB of memory free, and a cloud needs 3"
+    machine.memory = 3
+    nova.check_machine(cfg)
+
+
+@pytest.mark.parametrize(("installed", "free", "needed"), [(False, 3.5, 4), (True, 0.5, 1), (True, 3.5, 0), (False, 4, 0)])
+def test_too_little_disk(cfg: nova.Settings, machine: Machine, installed: bool, free: float, needed: int) -> None:
+    if installed:
+        machine.put(cfg.DIR / "state/env/made-from")
+    machine.disk = free
+    if not needed:
+        nova.check_machine(cfg)
+        return
+    assert str(failure(nova.check_machine, cfg)) == f"{free} GiB of disk free at {cfg.DIR}, and a cloud needs {needed}"
+
+
+def test_a_machine_that_is_too_small_is_left_as_it_is(machine: Machine, tmp_path: Path) -> None:
+    machine.memory = 1
+    assert nova.main(["install", str(tmp_path / "new")]) == 1
+    assert not (tmp_path / "new").exists()
+    assert machine.called() == []
+
+
+def test_no_tun_device(cfg: nova.Settings, machine: Machine) -> None:
+    machine.path("/dev/net/tun").unlink()
+    said = failure(nova.check_machine, cfg)
+    assert str(said) == "no /dev/net/tun: instances could not be wired"
+    assert "container" in said.hint
+
+
+def test_an_unknown_distribution(machine: Machine) -> None:
+    machine.release = {"ID": "fedora", "VERSION_ID": "43"}
+    said = failure(nova.packages)
+    assert str(said) == "this is fedora-43, and conf/packages.toml knows debian-12, debian-13, ubuntu-24.04"
+
+
+def test_a_rolling_distribution_has_no_version(machine: Machine) -> None:
+    machine.release = {"ID": "arch"}
+    assert str(failure(nova.packages)).startswith("this is arch-None, and ")
+
+
+@pytest.mark.parametrize("name", ["br-int", "br-ex", "ovs-netdev"])
+def test_somebody_elses_bridge(cfg: nova.Settings, machine: Machine, name: str) -> None:
+    machine.addresses[name] = ""
+    assert str(failure(nova.check_machine, cfg)) == f"this machine has an interface {name}, and a cloud makes its own"
+
+
+@pytest.mark.parametrize("cloud", ["", "/home/you/nova"])
+def test_a_port_in_use_names_who_has_it(
+    cfg: nova.Settings, machine: Machine, monkeypatch: pytest.MonkeyPatch, cloud: str
+) -> None:
+    machine.put(f"/proc/{os.getpid()}/mountinfo")
+    if cloud:
+        machine.has_cloud(os.getpid(), cloud)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        machine.listening = [c for c in everybodys_connections("tcp") if c.pid == os.getpid()]
+        monkeypatch.setitem(nova.SERVICES, "mine", nova.Service("mine", nova.USER, "", f"127.0.0.1:{port}"))
+        who = f"the cloud in {cloud}" if cloud else f"{psutil.Process().name()}, pid {os.getpid()}"
+        assert str(failure(nova.check_ports, cfg)) == f"port {port} is in use by {who}"
+    machine.listening = [c for c in everybodys_connections("tcp") if c.pid == os.getpid()]
+    nova.check_ports(cfg)
+
+
+def test_every_port_of_a_cloud_is_looked_at(cfg: nova.Settings, machine: Machine) -> None:
+    for port in (5000, 8774, 8775, 8778, 9292, 9696, *(nova.PATHS[f"{n}_PORT"] for n in ("RABBIT", "RABBIT_DIST", "EPMD"))):
+        machine.listening = [SimpleNamespace(status=psutil.CONN_LISTEN, pid=None, laddr=SimpleNamespace(port=port))]
+        assert str(failure(nova.check_ports, cfg)).startswith(f"port {port} is in use by ")
+
+
+# ---- Files ----
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    nova.write_file(path, "old")
+    with monkeypatch.context() as patch:
+        patch.setattr(nova, "give", lambda *_: failing("disk full"))
+        failure(nova.write_file, path, "new")
+    assert path.read_text() == "old"
+    nova.write_file(path, b"new")  # what was left of the attempt is in nobody's way
+    assert path.read_text() == "new"
+    assert list(tmp_path.glob("file*")) == [path]
+
+
+def test_a_secret_is_readable_for_nobody_at_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes = []
+    monkeypatch.setattr(nova, "give", lambda path, owner: modes.append(path.stat().st_mode & 0o777))
+    nova.write_file(tmp_path / "secret", "s", 0o600)
+    assert [*modes, (tmp_path / "secret").stat().st_mode & 0o777] == [0o600, 0o600]
+
+
+def test_a_mode_does_not_depend_on_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        nova.write_file(tmp_path / "file", "", 0o755)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o755
+
+
+# ---- The command line ----
+
+
+@pytest.mark.parametrize("verb", [v for v in VERBS if v not in ("branch", "install", "run", "run_detached")])
+def test_a_folder_without_a_cloud_is_left_alone(
+    machine: Machine, capsys: pytest.CaptureFixture[str], tmp_path: Path, verb: str
+) -> None:
+    assert nova.main([verb, str(tmp_path / "nowhere")]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        f"nova.py: no cloud in {tmp_path}/nowhere",
+        f"  go to the folder where it was made, or name it: sudo python3 nova.py {verb} DIR",
+    ]
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "extra"),
+    [
+        (["clean", "a", "b"], "a b"),
+        (["branch", "a", "b", "c"], "a b c"),
+        (["settings", "a"], "a"),
+        (["run", "--force"], "--force"),
+    ],
+)
+def test_more_words_than_a_verb_takes(capsys: pytest.CaptureFixture[str], words: list[str], extra: str) -> None:
+    assert nova.main(words) == 2
+    assert capsys.readouterr().err == f"nova.py: {words[0]} does not take {extra}; see: python3 nova.py --help\n"
+
+
+def test_a_refused_setting_ends_with_2(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEST", "yes")
+    assert nova.main(["run"]) == 2
+    assert capsys.readouterr().err == "nova.py: TEST=yes: say 0 or 1\n"
+
+
+def test_two_at_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with nova.only_one("install"):
+        assert nova.main(["clean", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        f"nova.py: another nova.py is at work: install, pid {os.getpid()}",
+        "  wait for it, or end it",
+    ]
+    with nova.only_one("clean"):
+        pass
+
+
+def test_ctrl_c(machine: Machine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(cfg: nova.Settings) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(nova.VERBS, "clean", interrupted)
+    monkeypatch.setattr(nova, "prepare_folder", lambda cfg, verb: None)
+    assert nova.main(["clean"]) == 130
+    assert capsys.readouterr().err == "\nnova.py: interrupted; no service runs. clean can be called again.\n"
+
+
+@pytest.mark.xfail(strict=True, raises=OSError, reason="a traceback")
+def test_a_folder_that_is_a_file_is_told_without_a_traceback(
+    machine: Machine, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert nova.main(["install", str(tmp_path / "file")]) in (1, 2)
+    assert str(tmp_path / "file") in capsys.readouterr().err
+
+
+def test_the_log_has_everything_with_the_time(machine: Machine, fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
+    fake("mount", "echo said by mount; exit 32")
+    folder = machine.path("/home/me/nova")
+    assert nova.main(["install", str(folder)]) == 1
+    log = (folder / "state/log/nova.log").read_text().splitlines()
+    assert [line.split(" ", 2)[2] for line in log] == [f"+ mount --bind {folder} {nova.HOME}", "  said by mount"]
+    assert capsys.readouterr().err.splitlines()[-1] == f"  everything it did: {folder}/state/log/nova.log"
+
+
+# ---- nova.py as a program: what it does before it needs its environment ----
+
+
+@pytest.fixture
+def nova_py(real: Callable[[str], str], tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run nova.py with the distribution's interpreter, as users do, and by default as nobody."""
+    python = real("python3")
+
+    def run(*words: str, user: int = NOBODY) -> subprocess.CompletedProcess[str]:
+        who = {"user": user, "group": user, "extra_groups": []} if os.geteuid() == 0 and user else {}
+        line = [python, "-B", "-", *words]
+        # Read from standard input, since nobody may not be able to read the folder. The rest of nova.py is cut off:
+        # whatever comes this far would begin to change the machine.
+        source = (nova.HERE / "nova.py").read_text().partition("    bootstrap()\n")[0] + "    sys.exit(99)\n"
+        source = source.replace("Path(__file__)", "Path('nova.py')")
+        return subprocess.run(line, input=source, capture_output=True, text=True, check=False, cwd="/", **who)  # type: ignore[call-overload,no-any-return]
+
+    return run
+
+
+@pytest.mark.parametrize("words", [["--help"], ["-h"], ["help"], ["run", "--help"], ["-v", "help"]])
+def test_help(nova_py: Callable[..., subprocess.CompletedProcess[str]], words: list[str]) -> None:
+    done = nova_py(*words)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == (nova.__doc__ or "").rstrip() + "\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "first"),
+    [([], "nova.py: which verb?"), (["-v"], "nova.py: which verb?"), (["runn"], "nova.py: no verb 'runn'"),
+     (["usage"], "nova.py: no verb 'usage'"), (["--run"], "nova.py: no verb '--run'")],
+)  # fmt: skip
+def test_no_such_verb(nova_py: Callable[..., subprocess.CompletedProcess[str]], words: list[str], first: str) -> None:
+    done = nova_py(*words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"{first}\n\n{(nova.__doc__ or '').rstrip()}\n"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_not_root(nova_py: Callable[..., subprocess.CompletedProcess[str]], verb: str) -> None:
+    done = nova_py("-v", verb, "a", "b")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"nova.py: {verb} needs root: sudo python3 nova.py {verb} a b\n"
+
+
+def test_settings_needs_no_root(nova_py: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    assert nova_py("settings").returncode == 99
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="is not root")
+def test_root_is_let_through(nova_py: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    assert nova_py("run", user=0).returncode == 99

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""conf/keep, the supervisor in every window, for real: what it starts again, what it notes, what it leaves."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+import nova
+
+Keep = Callable[..., subprocess.Popen[bytes]]
+
+
+def eventually(what: Callable[[], object]) -> None:
+    """Wait until it is true; the test fails where that takes far too long."""
+    until = time.monotonic() + 20
+    while not what():
+        assert time.monotonic() < until, "it never came"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def keep(real: Callable[[str], str], tmp_path: Path) -> Iterator[Keep]:
+    """Start keep for a shell's line; `pauses` is what its sleeps are told, each of them over at once."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "bin").mkdir()
+    sleep = tmp_path / "bin/sleep"
+    started = []
+
+    def start(line: str, user: str = "root", pause: str = "exit 0") -> subprocess.Popen[bytes]:
+        sleep.write_text(f'#!/bin/sh\necho "$1" >>{tmp_path}/pauses\n{pause}\n')
+        sleep.chmod(0o755)
+        words = [real("bash"), str(nova.HERE / "conf/keep"), "w", user, "/bin/bash", "-c", line]
+        path = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin"}
+        started.append(subprocess.Popen(words, cwd=tmp_path, env=path, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+        return started[-1]
+
+    yield start
+    for process in started:
+        for child in psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []:
+            child.kill()
+        process.kill()
+        process.communicate()
+
+
+def ends(process: subprocess.Popen[bytes]) -> bytes:
+    """What it said until it ended."""
+    return process.communicate(timeout=20)[0]
+
+
+def pid_in(path: Path) -> int:
+    eventually(lambda: path.exists() and path.read_text().strip())
+    return int(path.read_text())
+
+
+def gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_command_that_dies_is_started_again_after_growing_pauses(keep: Keep, tmp_path: Path) -> None:
+    process = keep(f"echo >>{tmp_path}/lives; exit 3")
+    eventually(lambda: (tmp_path / "lives").exists() and len((tmp_path / "lives").read_text()) >= 9)
+    process.terminate()
+    ends(process)
+    assert (tmp_path / "pauses").read_text().split()[:8] == ["1", "2", "4", "8", "16", "32", "60", "60"]
+
+
+def test_a_death_is_noted_and_said(keep: Keep, tmp_path: Path) -> None:
+    process = keep("exit 3", pause="exec /bin/sleep 60")
+    eventually((tmp_path / "pauses").exists)
+    process.terminate()
+    noted = (tmp_path / "run/w.died").read_text()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d w: exit code 3 after \d s, again in 1 s\n", noted)
+    assert noted in ends(process).decode()
+
+
+def test_a_command_that_was_killed_is_noted_with_its_signal(keep: Keep, tmp_path: Path) -> None:
+    keep("kill -KILL $$", pause="exec /bin/sleep 60")
+    eventually((tmp_path / "run/w.died").exists)
+    assert "exit code 137 " in (tmp_path / "run/w.died").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_end_is_passed_on_and_nothing_is_left(keep: Keep, tmp_path: Path, number: int) -> None:
+    told = f"trap 'echo told >{tmp_path}/told; exit 0' TERM"
+    process = keep(f"{told}; echo $$ >{tmp_path}/child; while :; do /bin/sleep 0.05; done")
+    child = pid_in(tmp_path / "child")
+    os.kill(process.pid, number)
+    ends(process)
+    assert (tmp_path / "told").read_text() == "told\n"
+    assert gone(child)
+    assert not (tmp_path / "run/w.died").exists()  # it was asked for, so it is no death
+    assert not (tmp_path / "run/w.pid").exists()
+
+
+def test_the_end_waits_for_a_command_that_takes_its_time(keep: Keep, tmp_path: Path) -> None:
+    process = keep(f"trap '/bin/sleep 0.5; echo >{tmp_path}/done; exit 0' TERM; echo $$ >{tmp_path}/child; read -r")
+    pid_in(tmp_path / "child")
+    process.terminate()
+    process.wait(20)
+    assert (tmp_path / "done").exists()
+
+
+def test_the_end_in_a_pause_comes_at_once(keep: Keep, tmp_path: Path) -> None:
+    process = keep("exit 1", pause=f"echo $$ >{tmp_path}/sleeper; exec /bin/sleep 60")
+    sleeper = pid_in(tmp_path / "sleeper")
+    process.terminate()
+    ends(process)
+    eventually(lambda: gone(sleeper))
+
+
+def test_it_says_who_it_is_while_it_runs(keep: Keep, tmp_path: Path) -> None:
+    process = keep("read -r")
+    assert pid_in(tmp_path / "run/w.pid") == process.pid
+
+
+def test_the_command_reads_what_is_typed(keep: Keep, tmp_path: Path) -> None:
+    process = keep(f"read -r line; echo got $line >{tmp_path}/got; read -r")
+    assert process.stdin
+    process.stdin.write(b"typed\n")
+    process.stdin.flush()
+    eventually((tmp_path / "got").exists)
+    eventually(lambda: (tmp_path / "got").read_text() == "got typed\n")
+
+
+def test_another_user_is_entered_by_setpriv(keep: Keep, tmp_path: Path) -> None:
+    setpriv = tmp_path / "bin/setpriv"
+    (tmp_path / "bin").mkdir(exist_ok=True)
+    setpriv.write_text(f'#!/bin/sh\necho "$@" >{tmp_path}/who\nexec /bin/sleep 60\n')
+    setpriv.chmod(0o755)
+    process = keep("exit 0", user="nova-py")
+    eventually(lambda: (tmp_path / "who").exists() and (tmp_path / "who").read_text())
+    assert (tmp_path / "who").read_text().startswith("--reuid=nova-py --regid=nova-py --init-groups /bin/bash -c")
+    process.terminate()
+    ends(process)

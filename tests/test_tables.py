@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""nova.py's tables, packages.toml and uv.lock are sound and fit together."""
+
+import re
+import shlex
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import nova
+
+HERE = nova.HERE
+LOCK = tomllib.loads((HERE / "uv.lock").read_text())
+PROJECT = tomllib.loads((HERE / "pyproject.toml").read_text())
+PACKAGES = tomllib.loads((HERE / "conf/packages.toml").read_text())
+SERVICES = list(nova.SERVICES.values())
+USERS = {nova.USER, nova.GUEST_USER, nova.ROOT}
+
+
+@pytest.fixture
+def made(cfg: nova.Settings) -> nova.Settings:
+    """Settings of a cloud whose passwords are there."""
+    nova.make_folders(cfg)
+    return cfg
+
+
+# ---- Services ----
+
+
+def test_windows_are_named_once_shortly_and_as_files_can_be() -> None:
+    names = [s.window for s in SERVICES]
+    assert len(set(names)) == len(names)
+    assert [n for n in names if not re.fullmatch(r"[a-z][a-z-]{0,13}", n)] == []
+
+
+def test_no_window_is_named_as_the_window_for_trying() -> None:
+    assert "test" not in {s.window for s in SERVICES}
+
+
+@pytest.mark.parametrize("service", SERVICES, ids=lambda s: s.window)
+def test_a_service_is_a_command_of_a_known_user(service: nova.Service, made: nova.Settings) -> None:
+    words = shlex.split(nova.render(service.command, made))
+    assert service.user in USERS
+    assert [w for w in words if "$" in w] == []
+    assert re.fullmatch(r"(/usr/lib/\S+/)?[a-z][a-z-]+", words[0])
+
+
+@pytest.mark.parametrize("service", [s for s in SERVICES if s.answers], ids=lambda s: s.window)
+def test_what_answers_is_a_url_a_port_or_a_socket(service: nova.Service, made: nova.Settings) -> None:
+    place = nova.render(service.answers, made)
+    assert re.fullmatch(r"http://[\d.]+:\d+/\S*|[\d.]+:\d+|/\S+", place)
+    if place.startswith("http"):  # it is asked where it listens
+        assert place.split("/")[2] in shlex.split(nova.render(service.command, made))
+
+
+def test_no_port_is_used_twice(made: nova.Settings) -> None:
+    own = [str(v) for k, v in nova.PATHS.items() if k.endswith("_PORT")]
+    listens = [m for s in SERVICES for m in re.findall(r" [\d.]+:(\d+) ", nova.render(s.command, made))]
+    assert len(listens) >= 6
+    assert sorted({*own, *listens}) == sorted(own + listens)
+
+
+def test_every_api_of_the_catalog_is_a_service(made: nova.Settings) -> None:
+    listens = {s.answers.split("/")[2] for s in SERVICES if s.answers.startswith("http")}
+    assert {url.split("/")[2] for _, _, url in nova.ENDPOINTS} < listens
+
+
+def test_keystone_answers_where_clients_are_sent() -> None:
+    assert nova.SERVICES["keystone"].answers == "http://$HOST_IP:5000/v3"
+
+
+def test_the_services_are_in_the_order_in_which_they_are_started() -> None:
+    assert tuple(SERVICES) == nova.SERVERS + nova.CONTROL + nova.WORKERS
+
+
+# ---- Databases, endpoints, flavors, images ----
+
+
+@pytest.mark.parametrize("command", [c for _, commands in nova.DATABASES for c in commands])
+def test_a_database_command_renders(command: str, made: nova.Settings) -> None:
+    words = shlex.split(nova.render(command, made))
+    assert words[0].endswith("-manage")
+    assert [w for w in words if "$" in w] == []
+
+
+def test_no_database_is_made_twice_and_each_is_named_in_a_template() -> None:
+    names = [name for names, _ in nova.DATABASES for name in names]
+    assert len(set(names)) == len(names)
+    texts = "".join((HERE / row[0]).read_text() for row in nova.CONFIG_FILES) + str(nova.DATABASES)
+    assert [n for n in names if f"@localhost/{n}?" not in texts and f"/{n}?{{query}}" not in texts] == []
+
+
+def test_flavors_are_those_of_nova_sh() -> None:
+    assert [row[0] for row in nova.FLAVORS] == ["m1.tiny", "m1.small", "m1.medium", "m1.large", "m1.xlarge"]
+    assert [row[1] for row in nova.FLAVORS] == ["1", "2", "3", "4", "5"]
+    sizes = [row[2:] for row in nova.FLAVORS]
+    assert sizes == sorted(sizes)
+
+
+def test_an_image_names_only_parts_that_stand_above_it() -> None:
+    above: set[str] = set()
+    for name, form, _, properties in nova.IMAGE_PARTS:
+        assert form in ("aki", "ari", "ami")
+        assert {v for k, v in properties.items() if k.endswith("_id")} <= above
+        above.add(name)
+
+
+# ---- Folders and files ----
+
+
+def test_every_template_is_in_the_table_and_there() -> None:
+    files = {str(p.relative_to(HERE)) for p in [*HERE.glob("*.tmpl"), *HERE.glob("conf/*.tmpl")]}
+    rows = [row[0] for row in nova.CONFIG_FILES]
+    elsewhere = set(re.findall(r'HERE / "(conf/\S+\.tmpl)"', (HERE / "nova.py").read_text()))
+    assert sorted([*rows, *elsewhere]) == sorted(files)
+
+
+def test_no_file_is_written_twice_and_owners_are_known() -> None:
+    paths = [path for _, path, _, _ in nova.CONFIG_FILES]
+    assert len(set(paths)) == len(paths)
+    assert {owner for _, _, _, owner in nova.CONFIG_FILES} <= USERS | {"caller"}
+
+
+def test_folders_are_named_once_below_dir_and_owners_are_known() -> None:
+    names = [name for name, _ in nova.FOLDERS]
+    assert len(set(names)) == len(names)
+    assert [n for n in names if Path(n).is_absolute() or ".." in n] == []
+    assert {owner for _, owner in nova.FOLDERS} <= USERS
+
+
+def test_libvirts_folders_are_private_ones_of_the_cloud() -> None:
+    assert all(own.startswith("state/") for _, own in nova.PRIVATE_FOLDERS)
+    machines = {str(machine) for machine, _ in nova.PRIVATE_FOLDERS}
+    written = [row[1] for row in nova.CONFIG_FILES if not row[1].is_relative_to(nova.HOME)]
+    assert {str(path.parent) for path in written} <= machines
+
+
+@pytest.mark.parametrize("name", [*nova.CHOICES, *{name for name, _ in nova.REFUSED}])
+def test_choices_and_refusals_are_of_settings(name: str) -> None:
+    assert name in nova.Settings.__dataclass_fields__
+
+
+def test_what_is_refused_is_a_choice() -> None:
+    assert [row for row in nova.REFUSED if row[0] in nova.CHOICES and row[1] not in nova.CHOICES[row[0]]] == []
+
+
+def test_the_default_is_not_refused() -> None:
+    defaults = {row.name: row.default for row in nova.Settings.__dataclass_fields__.values()}
+    assert [row for row in nova.REFUSED if defaults[row[0]] == row[1]] == []
+
+
+# ---- packages.toml ----
+
+
+def test_packages_are_known_for_the_distributions_promised() -> None:
+    assert set(PACKAGES) == {"common", "debian-12", "debian-13", "ubuntu-24.04"}
+
+
+@pytest.mark.parametrize("table", PACKAGES)
+def test_packages_have_a_name_and_a_reason(table: str) -> None:
+    assert [n for n in PACKAGES[table] if not re.fullmatch(r"[a-z0-9][a-z0-9+.-]+", n)] == []
+    assert [n for n, why in PACKAGES[table].items() if len(why) < 5] == []
+    assert table == "common" or not set(PACKAGES[table]) & set(PACKAGES["common"])
+
+
+# ---- uv.lock ----
+
+
+def locked_requirements() -> dict[str, list[dict[str, Any]]]:
+    ours = next(p for p in LOCK["package"] if p["name"] == PROJECT["project"]["name"])
+    groups: dict[str, list[dict[str, Any]]] = ours["metadata"]["requires-dev"]
+    return groups
+
+
+def flat(group: str) -> list[str]:
+    """A group of pyproject.toml with the groups that it includes."""
+    rows = PROJECT["dependency-groups"][group]
+    return [word for row in rows for word in (flat(row["include-group"]) if isinstance(row, dict) else [row])]
+
+
+@pytest.mark.parametrize("group", ["tool", "cloud", "cloud-build", "tests"])
+def test_the_lock_is_in_step_with_pyproject(group: str) -> None:
+    locked = {row["name"] + row.get("specifier", "") for row in locked_requirements()[group]}
+    assert locked == {word.lower().replace(" ", "") for word in flat(group)}
+
+
+def test_the_lock_is_for_the_pythons_that_pyproject_names() -> None:
+    assert LOCK["requires-python"] == PROJECT["project"]["requires-python"]
+
+
+def test_every_file_in_the_lock_has_a_hash_and_comes_from_pypi() -> None:
+    files = [f for p in LOCK["package"] for f in [*p.get("wheels", ()), *([p["sdist"]] if "sdist" in p else [])]]
+    assert len(files) > 100
+    assert [f["url"] for f in files if not re.fullmatch(r"sha256:[0-9a-f]{64}", f.get("hash", ""))] == []
+    assert [f["url"] for f in files if not f["url"].startswith("https://files.pythonhosted.org/")] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "suffix"),
+    [("uv", "manylinux2014_x86_64.whl"), ("nova", ".tar.gz")],
+)
+def test_what_the_bootstrap_and_branch_download_is_in_the_lock(name: str, suffix: str) -> None:
+    assert nova.locked(name, suffix)["url"].endswith(suffix)

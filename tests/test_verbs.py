@@ -1,0 +1,703 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each verb, and each step of it, on a faked machine: the commands (tests/expected) and what is there afterwards.
+
+What speaks with OpenStack's APIs is left to tests/machine.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
+
+import psutil
+import pytest
+
+import nova
+
+from .conftest import Machine
+
+Fake = Callable[..., None]
+Expect = Callable[[str], None]
+
+LAST = '"${@: -1}"'  # a script's last argument
+SESSION = '[ "$1" != -ls ] || printf "There is a screen on:\\n\\t4242.nova\\t(Detached)\\n"'
+NO_SESSION = '[ "$1" != -ls ] || { echo "No Sockets found"; exit 1; }'
+UNPACK = f"d={LAST}; /bin/mkdir -p $d/nova-34/nova/db $d/nova-34/bin; echo 1 >$d/nova-34/nova/api.py; echo 2 >$d/nova-34/bin/tool"
+VENV = f'case "$*" in *" venv "*) /bin/mkdir -p {LAST}/lib/python3.11/site-packages;; esac'
+PACKAGES = "while read -r name; do echo $name installed; done <"
+
+
+@pytest.fixture
+def installable(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """A machine on which nothing is installed yet, and everything can be; what would be downloaded is not."""
+    monkeypatch.setattr(nova, "download", lambda url, sha256: b"packed")
+    monkeypatch.setattr(sys, "executable", str(machine.path("/usr/bin/python3")))
+    ready = lambda place: ("keystone.wsgi" if ":5000" in place else "mariadbd") in machine.transcript()
+    monkeypatch.setattr(nova, "answers", ready)
+    monkeypatch.setattr(nova, "register_services", lambda cfg: machine.fake("registered") or nova.do("registered"))
+    machine.put("/var/lib/dpkg/lock-frontend")
+    machine.put("/usr/lib/python3/dist-packages/libvirt.py")
+    machine.put("/usr/lib/python3/dist-packages/libvirtmod.so")
+    scripts = {
+        "mount": machine.mounting(), "tar": UNPACK, "screen": NO_SESSION, "getent": "exit 2", "bash": "exec /bin/sleep 60",
+        "dpkg-query": "echo screen installed; echo procps config-files", "mariadbd": "echo mariadbd Ver 10.11",
+        nova.TOOL / "uv": VENV,
+    }  # fmt: skip
+    for name, script in scripts.items():
+        machine.fake(name, script)
+    quiet = ["apt-get", "dpkg", "useradd", "setpriv", "mariadb", "systemctl", nova.ENV / "bin/python", sys.executable]
+    for name in quiet:
+        machine.fake(name)
+    return machine
+
+
+def folder(machine: Machine) -> str:
+    return str(machine.path("/home/me/nova"))
+
+
+def all_there(machine: Machine) -> None:
+    """From now on every package and user is there; no call is on record."""
+    machine.put("/srv/packages", "\n".join([*nova.packages(), ""]))
+    machine.fake("dpkg-query", PACKAGES + str(machine.path("/srv/packages")))
+    machine.fake("getent", "echo there")
+    machine.calls.unlink()
+
+
+# ---- branch ----
+
+
+@pytest.fixture
+def branched(cfg: nova.Settings, installable: Machine) -> nova.Settings:
+    nova.branch(cfg)
+    return cfg
+
+
+def test_branch(installable: Machine, expect: Expect) -> None:
+    assert nova.main(["branch", "pypi:nova", folder(installable)]) == 0
+    expect("branch")
+
+
+def test_branch_makes_the_tree_its_callers(cfg: nova.Settings, installable: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUDO_UID", "1000")
+    nova.branch(cfg)
+    assert (nova.HOME / "nova/api.py").read_text() == "1\n"
+    assert [p.name for p in nova.STATE.glob("branch*")] == []
+    owners = {Path(path).name: owner for path, owner in installable.owners.items() if "/branch/" in path}
+    assert owners == {"nova-34": "1000", "nova": "1000", "db": "1000", "api.py": "1000", "bin": "1000", "tool": "1000"}
+
+
+def test_branch_again_replaces_the_tree_and_nothing_else(branched: nova.Settings) -> None:
+    (nova.HOME / "novarc").write_text("mine")
+    (nova.HOME / "nova/api.cpython-311.pyc").write_text("made by Python")
+    nova.branch(branched, "pypi:nova")
+    assert (nova.HOME / "novarc").read_text() == "mine"
+    assert not (nova.HOME / "nova/api.cpython-311.pyc").exists()
+    assert (nova.STATE / "tree.json").exists()
+
+
+@pytest.mark.parametrize("changed", ["nova/api.py", "nova/new.py", "bin/new/er"])
+def test_branch_does_not_delete_a_change(branched: nova.Settings, changed: str) -> None:
+    path = nova.HOME / changed
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("a day's work")
+    with pytest.raises(nova.Failure, match="Refusing to branch") as caught:
+        nova.branch(branched)
+    assert str(caught.value) == f"Refusing to branch (1 changed files in {branched.DIR} would be lost: {changed})"
+    assert path.read_text() == "a day's work"
+
+
+def test_branch_says_what_it_cannot_fetch(cfg: nova.Settings) -> None:
+    with pytest.raises(nova.Failure, match="SOURCE lp:nova") as caught:
+        nova.branch(cfg, "lp:nova")
+    assert caught.value.code == 2
+
+
+# ---- install ----
+
+
+def test_install(installable: Machine, in_order: None, expect: Expect) -> None:
+    assert nova.main(["install", folder(installable)]) == 0
+    expect("install")
+
+
+def test_install_again_changes_nothing(installable: Machine, in_order: None) -> None:
+    assert nova.main(["install", folder(installable)]) == 0
+    all_there(installable)
+    assert nova.main(["install", folder(installable)]) == 0
+    looks = ("mount ", "screen -ls", "dpkg-query ", "getent passwd ", "mariadbd --version")
+    assert [line for line in installable.called() if not line.startswith(looks)] == []
+
+
+def test_packages_already_there_are_not_installed(cfg: nova.Settings, installable: Machine) -> None:
+    nova.install_packages()
+    install = installable.called()[-1].split()
+    assert "procps" in install  # its configuration is there, the package is not
+    assert "screen" not in install
+
+
+@pytest.fixture
+def enabling(cfg: nova.Settings, installable: Machine) -> Path:
+    """A machine on which apt-get enables a service, and one is enabled before; the folder of the enabled."""
+    wants = installable.path("/etc/systemd/system/multi-user.target.wants")
+    installable.put(wants / "mine.service")
+    installable.fake("apt-get", f"[ -e {nova.POLICY} ] && echo -n >{wants}/new.service")
+    return wants
+
+
+def test_services_of_new_packages_do_not_start_and_are_disabled(enabling: Path, machine: Machine) -> None:
+    nova.install_packages()
+    assert (enabling / "new.service").exists()  # so the policy was there in time
+    assert machine.called()[-1] == "systemctl disable new.service"
+    assert not nova.POLICY.exists()
+
+
+def test_packages_cut_off_are_finished_by_the_next_call(enabling: Path, machine: Machine) -> None:
+    working = (machine.commands / "apt-get").read_text()
+    machine.fake("apt-get", f"echo -n >{enabling}/new.service; exit 100")
+    with pytest.raises(nova.Failure, match="exit code 100"):
+        nova.install_packages()
+    assert not nova.POLICY.exists()
+    all_there(machine)
+    (machine.commands / "apt-get").write_text(working)
+    nova.install_packages()
+    assert machine.called()[-1] == "systemctl disable new.service"
+
+
+def test_the_machines_own_policy_stays(enabling: Path, machine: Machine) -> None:
+    nova.POLICY.write_text("#!/bin/sh\nexit 104\n")
+    nova.install_packages()
+    assert nova.POLICY.read_text() == "#!/bin/sh\nexit 104\n"
+
+
+def test_a_changed_lock_makes_the_environment_again(cfg: nova.Settings, installable: Machine) -> None:
+    nova.install_openstack(cfg)
+    (nova.ENV / "made-from").write_text("another lock")
+    installable.calls.unlink()
+    nova.install_openstack(cfg)
+    assert "uv --quiet --no-config venv" in installable.transcript()
+
+
+def test_libvirts_python_is_seen_and_nothing_else_of_the_distribution(cfg: nova.Settings, installable: Machine) -> None:
+    installable.put("/usr/lib/python3/dist-packages/yaml.py")
+    nova.install_openstack(cfg)
+    nova.make_users()
+    path = Path(next(nova.ENV.glob("lib/*/site-packages/distribution.pth")).read_text().strip())
+    assert sorted(p.name for p in path.iterdir()) == ["libvirt.py", "libvirtmod.so"]
+
+
+def test_users_that_are_there_are_not_made_again(cfg: nova.Settings, installable: Machine) -> None:
+    installable.fake("getent", f"[ $2 = {nova.USER} ] && echo there")
+    nova.make_users()
+    made = [line for line in installable.called() if line.startswith("useradd")]
+    assert [line.split()[-1] for line in made] == [nova.GUEST_USER]
+
+
+def test_folders_have_their_owner_and_services_folders_are_private(cfg: nova.Settings, machine: Machine) -> None:
+    nova.make_folders(cfg)
+    assert {name: machine.owners[f"/run/nova.py/{name}"] for name, _ in nova.FOLDERS} == dict(nova.FOLDERS)
+    modes = {(nova.HOME / name).stat().st_mode & 0o777 for name, owner in nova.FOLDERS if owner == nova.USER}
+    assert modes == {0o700}
+
+
+def test_passwords_are_made_once_and_a_chosen_one_replaces(cfg: nova.Settings) -> None:
+    nova.make_folders(nova.replace(cfg, ADMIN_PASSWORD=""))
+    first = json.loads((nova.STATE / "passwords.json").read_text())
+    assert len(set(first.values())) == 5
+    assert min(map(len, first.values())) >= 14
+    nova.make_folders(nova.replace(cfg, ADMIN_PASSWORD="chosen-later"))  # noqa: S106
+    assert json.loads((nova.STATE / "passwords.json").read_text()) == {**first, "ADMIN_PASSWORD": "chosen-later"}
+
+
+def test_chosen_paths_are_made_and_those_that_are_there_stay(cfg: nova.Settings, machine: Machine) -> None:
+    there, new = machine.path("/srv/there"), machine.path("/srv/new")
+    there.mkdir(parents=True)
+    nova.make_folders(nova.replace(cfg, INSTANCES_PATH=str(new), LOCK_PATH=str(there)))
+    assert new.is_dir()
+    assert machine.owners.get("/srv/new") == nova.USER
+    assert "/srv/there" not in machine.owners
+
+
+def test_keys_of_keystone_are_made_once(cfg: nova.Settings, machine: Machine) -> None:
+    machine.path("/etc/libvirt").mkdir()
+    nova.make_folders(cfg)
+    nova.write_config(cfg)
+    keys = {p: p.read_bytes() for p in nova.STATE.glob("keystone/*/*")}
+    assert len(set(keys.values())) == 4
+    nova.write_config(cfg)
+    assert {p: p.read_bytes() for p in nova.STATE.glob("keystone/*/*")} == keys
+
+
+@pytest.fixture
+def filled(cfg: nova.Settings, installable: Machine, in_order: None) -> nova.Settings:
+    """Settings of a cloud whose databases were just made; no call is on record."""
+    nova.make_folders(cfg)
+    nova.make_databases(cfg)
+    installable.calls.unlink()
+    return cfg
+
+
+@pytest.mark.parametrize(
+    ("change", "again"),
+    [
+        ({}, False),
+        ({"FIXED_RANGE": "10.9.0.0/24"}, False),
+        ({"HOST_IP": "127.0.0.1"}, True),
+        ({"ADMIN_PASSWORD": "another-one"}, True),
+    ],
+)
+def test_databases_are_made_again_when_what_is_in_them_changed(
+    filled: nova.Settings, machine: Machine, change: dict[str, str], again: bool
+) -> None:
+    changed = nova.replace(filled, **change)
+    nova.make_folders(changed)
+    nova.make_databases(changed)
+    assert ("mariadb-install-db" in machine.transcript()) == again
+
+
+def test_databases_that_could_not_be_filled_are_made_again(filled: nova.Settings, machine: Machine) -> None:
+    changed = nova.replace(filled, ADMIN_PASSWORD="another-one")  # noqa: S106
+    nova.make_folders(changed)
+    machine.fake("mariadb", "exit 1")
+    for _ in "ab":
+        with pytest.raises(nova.Failure, match="mariadb "):
+            nova.make_databases(changed)
+    assert machine.transcript().count("mariadb-install-db") == 2
+
+
+def test_the_password_of_admin_is_in_no_command(cfg: nova.Settings, installable: Machine) -> None:
+    nova.make_folders(cfg)
+    nova.fill_database(cfg, ("keystone",), ("keystone-manage bootstrap",))
+    environment, _, words = installable.called()[-1].partition("setpriv")
+    assert "OS_BOOTSTRAP_PASSWORD=$ADMIN_PASSWORD " in environment
+    assert "$ADMIN_PASSWORD" not in words
+
+
+# ---- run ----
+
+
+@pytest.fixture
+def runnable(installable: Machine, monkeypatch: pytest.MonkeyPatch, in_order: None) -> Machine:
+    """A machine on which a cloud could run. The steps that speak with the APIs are not part of it."""
+    installable.fake("screen", NO_SESSION + f'; [ "$1" != -c ] || echo -n >{installable.path("/srv/session")}')
+    monkeypatch.setattr(nova, "session", lambda cfg: int(installable.path("/srv/session").exists()))
+    monkeypatch.setattr(nova, "answers", lambda place: True)
+    monkeypatch.setattr(nova, "started", lambda *_: no_service())
+    for name in ("create_flavors", "create_networks", "upload_image", "wait_for_hosts", "smoke_test"):
+        monkeypatch.setattr(nova, name, lambda cfg: None)
+    installable.fake("sysctl", '[ "$1" != -n ] || echo 0')
+    for name in ("cp", "ovs-vsctl", "ip", "nft", "modprobe"):
+        installable.fake(name)
+    return installable
+
+
+@contextmanager
+def no_service() -> Iterator[None]:
+    yield
+
+
+@pytest.fixture
+def runnable_installed(runnable: Machine) -> Machine:
+    """The same after install; no call is on record."""
+    assert nova.main(["install", folder(runnable)]) == 0
+    all_there(runnable)
+    return runnable
+
+
+def test_run_detached(runnable_installed: Machine, expect: Expect, capsys: pytest.CaptureFixture[str]) -> None:
+    machine = runnable_installed
+    assert nova.main(["run_detached", folder(machine)]) == 0
+    expect("run_detached")
+    assert re.findall(r"-X screen -t (\S+) bash", machine.transcript()) == list(nova.SERVICES)
+    said = capsys.readouterr().err
+    assert "The cloud is up, " in said
+    assert f"  . {folder(machine)}/novarc\n" in said
+    assert (nova.STATE / "run/up").exists()
+
+
+def test_run_detached_alone_installs_what_is_missing(runnable: Machine) -> None:
+    assert nova.main(["run_detached", folder(runnable)]) == 0
+    calls = " ".join(runnable.called())
+    steps = ("tar --extract", "apt-get", "uv --quiet", "useradd", "mariadb-install-db", "build.py", "cp --archive", "nft -f")
+    assert sorted(steps, key=calls.index) == list(steps)
+
+
+def test_kvm_is_asked_for_only_where_it_is(runnable: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIBVIRT_TYPE", "kvm")
+    assert nova.main(["run_detached", folder(runnable)]) == 1
+    assert "apt-get" not in runnable.transcript()
+
+
+def test_a_kvm_that_is_not_asked_for_is_hidden(runnable: Machine) -> None:
+    runnable.put("/dev/kvm")
+    cfg = nova.settings_from({}, folder(runnable))
+    nova.prepare_folder(cfg, "run")
+    assert "mount --bind /run/nova.py/state/no-kvm /dev/kvm\n" in runnable.transcript()
+    runnable.calls.unlink()
+    nova.private_mounts(nova.replace(cfg, LIBVIRT_TYPE="kvm"))
+    assert "/dev/kvm" not in runnable.transcript()
+
+
+@pytest.mark.parametrize(("lives", "calls"), [(True, []), (False, ["terminate", "clean"])])
+def test_run_ends_the_cloud_when_its_session_has_ended(
+    cfg: nova.Settings, machine: Machine, monkeypatch: pytest.MonkeyPatch, lives: bool, calls: list[str]
+) -> None:
+    seen: list[str] = []
+    for name in ("terminate", "clean"):
+        monkeypatch.setattr(nova, name, lambda cfg, name=name: seen.append(name))
+    monkeypatch.setattr(nova, "run_detached", lambda cfg: None)
+    machine.fake("screen", SESSION if lives else NO_SESSION)
+    nova.run(cfg)
+    assert machine.called()[0] == "screen -S nova -x"
+    assert seen == calls
+
+
+def test_every_run_begins_empty(cfg: nova.Settings, fake: Fake, machine: Machine) -> None:
+    for name in ("cp", "setpriv"):
+        fake(name)
+    for name in (*nova.EMPTIED, "images", "state/cache/mysql", "state/log"):
+        machine.put(nova.HOME / name / "folder/file")
+        machine.put(nova.HOME / name / "file.log")
+        machine.put(nova.HOME / name / "nova.log")
+    (nova.HOME / "instances/link").symlink_to(nova.HOME / "images")
+    nova.empty_databases()
+    here = nova.HOME.resolve()
+    left = {str(p.relative_to(here)) for p in here.rglob("*") if p.is_file()}
+    kept = {f"{name}/{file}" for name in ("images", "state/cache/mysql", "state/log") for file in ("folder/file", "nova.log")}
+    assert left == kept | {"images/file.log", "state/cache/mysql/file.log"}
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_the_status_line_can_be_switched_off(
+    cfg: nova.Settings, fake: Fake, machine: Machine, monkeypatch: pytest.MonkeyPatch, shown: bool
+) -> None:
+    fake("screen", SESSION)
+    monkeypatch.setattr(nova, "answers", lambda place: True)
+    nova.start_session(nova.replace(cfg, SCREEN_STATUS=shown))
+    assert ("hardstatus" in machine.transcript()) == shown
+
+
+def test_a_window_is_a_shell_that_begins_with_its_service(cfg: nova.Settings, fake: Fake, machine: Machine) -> None:
+    fake("screen")
+    died = machine.put(nova.STATE / "run/w.died")
+    nova.open_window(cfg, nova.Service("w", nova.USER, "serve --at $HOST_IP 'two words'"))
+    assert machine.transcript() == "screen -S nova -X screen -t w bash --rcfile /run/nova.py/state/run/w.rc -i\n"
+    command = f"keep w {nova.USER} serve --at 192.0.2.10 'two words'"
+    lines = (nova.STATE / "run/w.rc").read_text().splitlines()
+    assert lines == [f". {nova.CONF}/window", f"history -s {nova.shlex.quote(command)}", command]
+    assert not died.exists()
+
+
+@pytest.mark.parametrize("datapath", ["kernel", "userspace"])
+def test_bridges(cfg: nova.Settings, fake: Fake, machine: Machine, expect: Expect, datapath: str) -> None:
+    for name in ("ovs-vsctl", "ip", "nft"):
+        fake(name)
+    fake("modprobe", f"/bin/mkdir -p {machine.path('/sys/module/openvswitch')}" if datapath == "kernel" else "exit 1")
+    fake("sysctl", '[ "$1" != -n ] || echo 0')
+    nova.create_bridges(cfg)
+    expect(f"bridges-{datapath}")
+    undo = ["ip link delete br-ex", "ip link delete br-int", *(["ip link delete ovs-netdev"] * (datapath == "userspace"))]
+    assert (nova.STATE / "record").read_text().splitlines() == [
+        *undo, "sysctl -qw net.ipv4.ip_forward=0", "nft delete table ip nova_py",
+    ]  # fmt: skip
+
+
+def test_forwarding_that_was_on_stays_on(cfg: nova.Settings, fake: Fake, machine: Machine) -> None:
+    for name in ("ovs-vsctl", "ip", "nft", "modprobe"):
+        fake(name)
+    fake("sysctl", "echo 1")
+    nova.create_bridges(cfg)
+    assert "sysctl -qw" not in machine.transcript() + (nova.STATE / "record").read_text()
+
+
+def test_what_is_to_be_undone_is_recorded_before_it_is_done(cfg: nova.Settings, fake: Fake) -> None:
+    fake("modprobe")
+    fake("ovs-vsctl", f"/bin/grep -q br-ex {nova.STATE}/record")  # fails where the record comes later
+    fake("ip")
+    fake("sysctl", f'[ "$1" = -n ] && echo 0 || /bin/grep -q ip_forward=0 {nova.STATE}/record')
+    fake("nft", f"/bin/grep -q nova_py {nova.STATE}/record")
+    nova.create_bridges(cfg)
+
+
+# ---- The steps that speak with the APIs: what they ask for, not whether it is granted ----
+
+
+@pytest.fixture
+def admin(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
+    admin = MagicMock()
+    monkeypatch.setattr(nova, "cloud", MagicMock(return_value=admin))
+    return admin
+
+
+def test_flavors_are_asked_for_as_in_the_table(cfg: nova.Settings, admin: MagicMock) -> None:
+    nova.create_flavors(cfg)
+    asked = [call.kwargs for call in admin.compute.create_flavor.call_args_list]
+    assert [(a["name"], a["id"], a["ram"], a["disk"], a["vcpus"]) for a in asked] == list(nova.FLAVORS)
+
+
+def test_floating_addresses_leave_out_this_machines_own(cfg: nova.Settings, admin: MagicMock) -> None:
+    nova.create_networks(cfg)
+    public, private = [call.kwargs for call in admin.network.create_subnet.call_args_list]
+    assert (public["cidr"], public["gateway_ip"], public["is_dhcp_enabled"]) == ("10.6.0.0/27", "10.6.0.1", False)
+    assert public["allocation_pools"] == [{"start": "10.6.0.2", "end": "10.6.0.30"}]
+    assert (private["cidr"], private["is_dhcp_enabled"]) == ("10.0.0.0/24", True)
+
+
+def test_the_image_names_its_kernel_and_ramdisk_by_id(cfg: nova.Settings, admin: MagicMock, machine: Machine) -> None:
+    for _, _, file, _ in nova.IMAGE_PARTS:
+        machine.put(nova.HOME / "images" / file)
+    admin.image.create_image.side_effect = lambda name, **_: MagicMock(id=f"id of {name}")
+    nova.upload_image(cfg)
+    last = admin.image.create_image.call_args
+    assert last.args == ("ami-tty",)
+    assert last.kwargs["kernel_id"] == "id of ami-tty-kernel"
+    assert last.kwargs["ramdisk_id"] == "id of ami-tty-ramdisk"
+    assert last.kwargs["os_command_line"].startswith("root=/dev/vda ")
+
+
+def test_an_instance_that_went_wrong_is_not_waited_for() -> None:
+    admin = MagicMock()
+    admin.compute.get_server.return_value = MagicMock(status="ERROR", fault={"message": "No valid host"})
+    with pytest.raises(nova.Failure, match="No valid host"):
+        nova.is_active(admin, MagicMock())
+
+
+# ---- terminate ----
+
+
+@pytest.fixture
+def made(machine: Machine, fake: Fake) -> Machine:
+    """A machine with a folder in which a cloud was made; nothing runs."""
+    (machine.path("/home/me/nova") / "state/run").mkdir(parents=True)
+    fake("mount", machine.mounting())
+    fake("screen", NO_SESSION)
+    return machine
+
+
+@pytest.mark.parametrize("libvirt", [True, False])
+def test_terminate_without_an_api(
+    made: Machine, fake: Fake, expect: Expect, monkeypatch: pytest.MonkeyPatch, libvirt: bool
+) -> None:
+    def answers(place: str) -> bool:
+        if libvirt and place == "/run/libvirt/libvirt-sock":
+            return True
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(nova, "answers", answers)
+    fake("virsh", '[ "$1" = list ] && printf "instance-1\\ninstance-2\\n\\n"; [ "$*" != "destroy instance-1" ]')
+    assert nova.main(["terminate", folder(made)]) == 0
+    expect("terminate" if libvirt else "terminate-nothing")
+
+
+def test_terminate_through_the_api_waits_until_they_are_gone(
+    cfg: nova.Settings, admin: MagicMock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nova, "answers", lambda place: place.startswith(f"http://{cfg.HOST_IP}:8774"))
+    monkeypatch.setattr(nova, "destroy_domains", lambda: None)
+    looks = iter([["one", "two"], ["two"], []])
+    admin.compute.servers.side_effect = lambda all_projects: next(looks)
+    admin.network.ips.return_value = ["10.6.0.2"]
+    nova.terminate(cfg)
+    assert [call.args for call in admin.compute.delete_server.call_args_list] == [("one",), ("two",)]
+    assert next(looks, "all looked") == "all looked"
+    admin.network.delete_ip.assert_called_once_with("10.6.0.2")
+
+
+def test_taking_down_does_not_depend_on_how_the_machine_looks_by_now(cfg: nova.Settings, machine: Machine) -> None:
+    chosen = nova.replace(cfg, SCREEN_NAME="mine", FLOATING_RANGE="10.7.0.0/28", SCREEN_STATUS=False)
+    nova.make_folders(chosen)
+    machine.addresses, machine.gateway = {"lo": "127.0.0.1"}, ""
+    assert nova.settings_of_run(str(cfg.DIR)) == nova.replace(chosen, MYSQL_PASS="", ADMIN_PASSWORD="")
+
+
+# ---- clean ----
+
+
+@pytest.fixture
+def process(real: Callable[[str], str]) -> Iterator[Callable[..., int]]:
+    """Start a process of the real machine that would sleep for a minute; its number."""
+    started = []
+
+    def start(*trap: str) -> int:
+        sleep = [real("sleep"), "60"]
+        ignoring = [real("bash"), "-c", f"trap '' TERM; echo ready; exec {sleep[0]} 60"]
+        started.append(subprocess.Popen(ignoring if trap else sleep, stdout=subprocess.PIPE))
+        if trap:
+            assert started[-1].stdout
+            started[-1].stdout.readline()
+        return started[-1].pid
+
+    yield start
+    for one in started:
+        one.kill()
+        one.communicate()
+
+
+def lives(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def test_clean(made: Machine, expect: Expect) -> None:
+    made.put("/home/me/nova/state/run/up")
+    assert nova.main(["clean", folder(made)]) == 0
+    expect("clean")
+    assert list((nova.STATE / "run").iterdir()) == []
+
+
+def test_clean_ends_the_processes_of_this_cloud_only(cfg: nova.Settings, machine: Machine, fake: Fake, process: Any) -> None:
+    ours, anothers, strangers = process(), process(), process()
+    machine.has_cloud("self")
+    machine.has_cloud(ours)
+    machine.has_cloud(anothers, "/home/you/nova")
+    machine.put(f"/proc/{strangers}/mountinfo")
+    fake("screen", NO_SESSION)
+    nova.clean(cfg)
+    assert [lives(pid) for pid in (ours, anothers, strangers)] == [False, True, True]
+
+
+def test_whoever_does_not_end_when_asked_is_ended(process: Any) -> None:
+    stubborn = process("TERM")
+    nova.end_processes([psutil.Process(stubborn)], 0.2)
+    assert not lives(stubborn)
+
+
+def test_openstack_ends_before_what_it_stands_on(
+    cfg: nova.Settings, machine: Machine, fake: Fake, process: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    windows = {"mysql": process(), "api": process(), "compute": process()}
+    machine.has_cloud("self")
+    for window, pid in windows.items():
+        machine.has_cloud(pid)
+        machine.put(nova.STATE / f"run/{window}.pid", f"{pid}\n")
+    ended, end = [], nova.end_processes
+    monkeypatch.setattr(nova, "end_processes", lambda those, s: (ended.append({p.pid for p in those}), end(those, s)))
+    fake("screen", NO_SESSION)
+    nova.take_down(cfg)
+    assert ended[:2] == [{windows["api"], windows["compute"]}, {windows["mysql"]}]
+
+
+@pytest.fixture
+def session(machine: Machine, process: Any) -> Callable[[str], None]:
+    """session(folder): there is a screen session, of the cloud in that folder."""
+
+    def start(folder: str) -> None:
+        pid = process()
+        machine.has_cloud("self")
+        machine.has_cloud(pid, folder)
+        machine.fake("screen", SESSION.replace("4242", str(pid)))
+
+    return start
+
+
+@pytest.mark.parametrize(("folder", "quit"), [("/home/me/nova", True), ("/home/you/nova", False)])
+def test_clean_ends_the_session_when_it_is_ours(
+    session: Any, cfg: nova.Settings, machine: Machine, folder: str, quit: bool
+) -> None:
+    session(folder)
+    nova.take_down(cfg)
+    assert ("screen -S nova -X quit\n" in machine.transcript()) == quit
+
+
+# ---- scrub ----
+
+
+@pytest.fixture
+def traces(made: Machine, fake: Fake) -> Machine:
+    """A machine on which a cloud left its record, two taps and a domain; one tap and one bridge are somebody else's."""
+    made.put(
+        "/home/me/nova/state/record", "ip link delete br-ex\nsysctl -qw net.ipv4.ip_forward=0\nnft delete table ip nova_py\n"
+    )
+    made.put("/home/me/nova/state/libvirt/etc/qemu/instance-1.xml")
+    for name, address, tap in (
+        ("tap1", "fa:6e:70:00:00:01", True), ("tap2", "fe:16:3e:00:00:01", True), ("br0", "fa:6e:70:00:00:02", False),
+    ):  # fmt: skip
+        made.put(f"/sys/class/net/{name}/address", f"{address}\n")
+        if tap:
+            made.put(f"/sys/class/net/{name}/tun_flags", "0x1002\n")
+    for name in ("ip", "sysctl"):
+        fake(name)
+    fake("nft", "echo no such table; exit 1")
+    return made
+
+
+def test_scrub(traces: Machine, expect: Expect) -> None:
+    assert nova.main(["scrub", folder(traces)]) == 0
+    expect("scrub")
+    assert not (nova.STATE / "record").exists()
+    assert list(nova.STATE.glob("libvirt/etc/qemu/*")) == []
+
+
+def test_scrub_twice(traces: Machine) -> None:
+    nova.main(["scrub", folder(traces)])
+    traces.calls.unlink()
+    assert nova.main(["scrub", folder(traces)]) == 0
+    assert "nft" not in traces.transcript()
+
+
+def test_the_record_is_undone_last_first_and_a_failure_does_not_stop_it(cfg: nova.Settings, fake: Fake, machine: Machine) -> None:
+    fake("one")
+    fake("two", "exit 1")
+    fake("three")
+    for line in (("one", "1"), ("two", "two words"), ("three",)):
+        nova.record(*line)
+    nova.undo_recorded()
+    assert machine.called() == ["three", "two 'two words'", "one 1"]
+    assert (nova.STATE / "record").read_text() == ""
+
+
+def test_an_undoing_that_is_cut_off_goes_on_where_it_was(
+    cfg: nova.Settings, fake: Fake, machine: Machine, monkeypatch: Any
+) -> None:
+    fake("one")
+    fake("two")
+    nova.record("one")
+    nova.record("two")
+    tried = nova.forgiven
+    monkeypatch.setattr(nova, "forgiven", lambda *words: tried(*words) if words[1] == "two" else interrupt())
+    with pytest.raises(KeyboardInterrupt):
+        nova.undo_recorded()
+    assert (nova.STATE / "record").read_text() == "one\n"
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+# ---- What was there before ----
+
+
+def test_a_run_that_was_cut_off_is_taken_down_first(cfg: nova.Settings, machine: Machine, fake: Fake) -> None:
+    fake("screen", NO_SESSION)
+    fake("ip")
+    nova.end_what_was_left(cfg)
+    assert machine.transcript() == ""
+    nova.record("ip", "link", "delete", "br-ex")
+    nova.end_what_was_left(cfg)
+    assert machine.called()[-1] == "ip link delete br-ex"
+
+
+@pytest.mark.parametrize(("up", "ours", "refused"), [(True, True, "clean"), (False, False, "-X quit"), (False, True, "")])
+def test_a_session_of_that_name(session: Any, cfg: nova.Settings, up: bool, ours: bool, refused: str) -> None:
+    session("/home/me/nova" if ours else "/home/you/nova")
+    if up:
+        (nova.STATE / "run/up").touch()
+    if not refused:
+        nova.refuse_if_running(cfg)
+        return
+    with pytest.raises(nova.Failure, match="screen named 'nova' already exists!") as caught:
+        nova.refuse_if_running(cfg)
+    assert caught.value.hint.startswith("attach to it with: sudo screen -x nova\n")
+    assert caught.value.hint.endswith(refused)
+
+
+@pytest.mark.parametrize(
+    ("name", "listed", "found"),
+    [("nova", "nova", 77), ("nova", "nova2", 0), ("nova", "my.nova", 0), ("a-b_1", "a-b_1", 77)],
+)
+def test_a_session_is_known_by_its_whole_name(cfg: nova.Settings, fake: Fake, name: str, listed: str, found: int) -> None:
+    fake("screen", f'printf "There is a screen on:\\n\\t77.{listed}\\t(11/21/26 21:56:11)\\t(Attached)\\n1 Socket.\\n"')
+    assert nova.session(nova.replace(cfg, SCREEN_NAME=name)) == found
