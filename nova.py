@@ -66,14 +66,14 @@ class Failure(Exception):
 # ---- Bootstrap: from a bare python3 to the environment this module needs ----
 
 
-def locked(name: str, suffix: str) -> dict[str, Any]:
-    """The file of package `name` in uv.lock whose name ends in `suffix`: {url, hash, ...}."""
+def locked(name: str, pattern: str) -> dict[str, Any]:
+    """The file of package `name` in uv.lock whose URL has `pattern` (a regular expression) in it: {url, hash, ...}."""
     packages = tomllib.loads((HERE / "uv.lock").read_text())["package"]
     package = next(p for p in packages if p["name"] == name)
     for file in [*package.get("wheels", ()), package.get("sdist", {})]:
-        if file.get("url", "").endswith(suffix):
+        if re.search(pattern, file.get("url", "")):
             return dict(file)
-    raise Failure(f"uv.lock has no {name} that ends in {suffix}: this kind of machine was not tried")
+    raise Failure(f"uv.lock has no {name} like {pattern}: this kind of machine was not tried")
 
 
 def download(url: str, sha256: str) -> bytes:
@@ -93,7 +93,7 @@ def make_tool_environment() -> None:
     print("Make nova.py's own environment (.tool)", file=sys.stderr, flush=True)
     shutil.rmtree(TOOL, ignore_errors=True)
     TOOL.mkdir()
-    wheel = locked("uv", f"_{platform.machine()}.whl")
+    wheel = locked("uv", rf"linux\S*_{platform.machine()}\.whl$")
     with zipfile.ZipFile(io.BytesIO(download(wheel["url"], wheel["hash"]))) as archive:
         binary = next(n for n in archive.namelist() if n.endswith("/scripts/uv"))
         (TOOL / "uv").write_bytes(archive.read(binary))
@@ -845,7 +845,7 @@ def branch(cfg: Settings, source: str = "") -> None:
         what = f"{len(lost)} changed files in {cfg.DIR} would be lost: {', '.join(lost[:5])}"
         raise Failure(f"Refusing to branch ({what})", f"keep what you need, remove {cfg.DIR}/state/tree.json, branch again")
     with step("Fetch nova's source"):
-        file = locked("nova", ".tar.gz")
+        file = locked("nova", r"\.tar\.gz$")
         fresh, packed = STATE / "branch", STATE / "cache/nova.tar.gz"
         packed.parent.mkdir(exist_ok=True)
         packed.write_bytes(download(file["url"], file["hash"]))
