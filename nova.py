@@ -55,6 +55,9 @@ HERE = Path(__file__).resolve().parent
 TOOL = HERE / ".tool"  # nova.py's own environment and the downloads for it
 
 
+NETWORK = "check the network and the package sources, then repeat: it goes on where it stopped"
+
+
 class Failure(Exception):
     """What went wrong, in words for the user; `hint` is what to do, `tail` the last lines that the command said."""
 
@@ -82,7 +85,7 @@ def download(url: str, sha256: str) -> bytes:
         with urllib.request.urlopen(url, timeout=60, context=ssl.create_default_context()) as answer:
             content: bytes = answer.read()
     except (urllib.error.URLError, OSError) as error:
-        raise Failure(f"cannot download {url}: {error}", "check this machine's network, then repeat") from None
+        raise Failure(f"cannot download {url}: {error}", NETWORK) from None
     if hashlib.sha256(content).hexdigest() != sha256.removeprefix("sha256:"):
         raise Failure(f"{url} is not the file that uv.lock names (its SHA-256 differs)", "repeat; if it stays so, do not use it")
     return content
@@ -99,27 +102,16 @@ def make_tool_environment() -> None:
         (TOOL / "uv").write_bytes(archive.read(binary))
     (TOOL / "uv").chmod(0o755)
     environment = {**os.environ, "UV_SYSTEM_CERTS": "1", "UV_CACHE_DIR": str(TOOL / "cache")}
+    wanted = TOOL / "requirements.txt"
     for arguments in (
-        ("venv", "--quiet", "--no-config", "--python", sys.executable, TOOL / "env"),
-        ("export", "--quiet", "--frozen", "--only-group", "tool", "--output-file", TOOL / "requirements.txt"),
-        (
-            "pip",
-            "install",
-            "--quiet",
-            "--python",
-            TOOL / "env",
-            "--require-hashes",
-            "--requirements",
-            TOOL / "requirements.txt",
-        ),
+        ("venv", "--python", sys.executable, TOOL / "env"),
+        ("export", "--frozen", "--only-group", "tool", "--output-file", wanted),
+        ("pip", "install", "--python", TOOL / "env", "--require-hashes", "--requirements", wanted),
     ):
-        done = subprocess.run([TOOL / "uv", *arguments], env=environment, cwd=HERE, capture_output=True, check=False)
+        line = [str(word) for word in (TOOL / "uv", "--quiet", "--no-config", *arguments)]
+        done = subprocess.run(line, env=environment, cwd=HERE, capture_output=True, check=False, text=True)
         if done.returncode:
-            raise Failure(
-                "uv " + " ".join(map(str, arguments)) + " failed",
-                "check the network, then repeat",
-                tuple(done.stderr.decode().splitlines()[-20:]),
-            )
+            raise Failure(f"{shlex.join(line)} failed", NETWORK, tuple(done.stderr.splitlines()[-20:]))
     shutil.copy(HERE / "uv.lock", TOOL / "made-from")
 
 
@@ -160,7 +152,7 @@ def tell_failure(failure: Failure) -> int:
     return failure.code
 
 
-LOG_FILE: list[Path] = []
+LOG_FILE: list[Path] = []  # one, once there is a folder
 VERB_WORDS = re.findall(r"^  (\w+) ", __doc__, re.MULTILINE)
 
 if __name__ == "__main__":
@@ -169,12 +161,8 @@ if __name__ == "__main__":
         print(__doc__.rstrip())
         sys.exit(0)
     if not words or words[0] not in VERB_WORDS:
-        print(
-            f"nova.py: no verb {words[0]!r}\n" if words else "nova.py: which verb?\n",
-            __doc__.rstrip(),
-            sep="\n",
-            file=sys.stderr,
-        )
+        print(f"nova.py: no verb {words[0]!r}\n" if words else "nova.py: which verb?\n", file=sys.stderr)
+        print(__doc__.rstrip(), file=sys.stderr)
         sys.exit(2)
     if os.geteuid() != 0 and words[0] != "settings":
         print(f"nova.py: {words[0]} needs root: sudo python3 nova.py {' '.join(words)}", file=sys.stderr)
@@ -448,7 +436,6 @@ def in_parallel(*functions: Callable[[], Any]) -> None:
 
 # ---- Commands: do changes the machine, ask only looks ----
 
-NETWORK = "check the network and the package sources, then repeat: it goes on where it stopped"
 PLAIN = {"LC_ALL": "C.UTF-8"}  # what commands say is read, by the log's reader at least
 
 
@@ -694,12 +681,6 @@ def cloud(cfg: Settings) -> Any:
 # ---- Checks: before anything is changed ----
 
 
-def default_interface() -> str:
-    """The interface of the default route; "" where there is none."""
-    default: Any = netifaces.gateways().get("default", {})
-    return str(default.get(netifaces.AF_INET, ("", ""))[1])
-
-
 def address_of(interface: str) -> str:
     """The first IPv4 address of an interface; "" where it has none."""
     return str(netifaces.ifaddresses(interface).get(netifaces.AF_INET, [{}])[0].get("addr", ""))
@@ -728,7 +709,8 @@ def checked(cfg: Settings) -> Settings:
     """The same settings with what was left empty found out, and each value possible on this machine."""
     check_words(cfg)
     check_ranges(cfg)
-    interface = cfg.INTERFACE or default_interface()
+    default: Any = netifaces.gateways().get("default", {})
+    interface = cfg.INTERFACE or str(default.get(netifaces.AF_INET, ("", ""))[1])
     host_ip = cfg.HOST_IP or (address_of(interface) if interface else "")
     own = sorted(filter(None, map(address_of, netifaces.interfaces())))
     if interface and not host_ip:
@@ -808,6 +790,8 @@ def check_machine(cfg: Settings) -> None:
     packages()
     if not Path("/dev/net/tun").exists():
         raise Failure("no /dev/net/tun: instances could not be wired", "in a container: pass that device in")
+    if cfg.LIBVIRT_TYPE == "kvm" and not Path("/dev/kvm").exists():
+        raise Failure("LIBVIRT_TYPE=kvm: this machine has no /dev/kvm", "use qemu")
     if (free := psutil.virtual_memory().available) < 3 << 30:
         raise Failure(f"{free / 2**30:.1f} GiB of memory free, and a cloud needs 3", "end other programs first")
     needed = 1 if (cfg.DIR / "state/env/made-from").exists() else 4
@@ -837,11 +821,9 @@ def check_ports(cfg: Settings) -> None:
 
 def branch(cfg: Settings, source: str = "") -> None:
     """Put nova's source into DIR: there it runs, edit it there."""
-    version = re.fullmatch(r"(?:pypi:nova(?:==(.+))?)?", source)
-    if not version:
+    if source not in ("", "pypi:nova"):
         raise Failure(f"SOURCE {source}: only pypi:nova so far", code=2)
-    kept = STATE / "tree.json"
-    if kept.exists() and (lost := changed_files(json.loads(kept.read_text()))):
+    if lost := changed_files():
         what = f"{len(lost)} changed files in {cfg.DIR} would be lost: {', '.join(lost[:5])}"
         raise Failure(f"Refusing to branch ({what})", f"keep what you need, remove {cfg.DIR}/state/tree.json, branch again")
     with step("Fetch nova's source"):
@@ -853,30 +835,37 @@ def branch(cfg: Settings, source: str = "") -> None:
         fresh.mkdir()
         do("tar", "--extract", "--no-same-owner", "--file", packed, "--directory", fresh)
     with step(f"Put it into {cfg.DIR}"):
-        put_tree(next(fresh.iterdir()), kept)
-        fresh.rmdir()
+        put_tree(next(fresh.iterdir()))
 
 
-def put_tree(fresh: Path, kept: Path) -> None:
+TREE = STATE / "tree.json"  # {"whole": bool, "top": names in DIR, "files": {path in DIR: SHA-256 as branched}}
+
+
+def tree() -> dict[str, Any]:
+    """What branch put into DIR."""
+    return dict(json.loads(TREE.read_text())) if TREE.exists() else {"whole": False, "top": [], "files": {}}
+
+
+def put_tree(fresh: Path) -> None:
     """Replace the tree in DIR by `fresh`, leaving what nova.py keeps beside it, and note what each file was."""
-    names = {p.name for p in fresh.iterdir()}
-    for name in names | set(json.loads(kept.read_text())["top"] if kept.exists() else ()):
-        old = HOME / name
+    names = sorted(path.name for path in fresh.iterdir())
+    both = sorted({*names, *tree()["top"]})
+    write_file(TREE, json.dumps({"whole": False, "top": both, "files": {}}))  # cut off here, branch begins again
+    for old in (HOME / name for name in both):
         shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink(missing_ok=True)
-    for path in [fresh, *fresh.rglob("*")]:
+    for path in fresh.rglob("*"):
         give(path, "caller")
     for path in fresh.iterdir():
         path.rename(HOME / path.name)
-    fresh.rmdir()
-    tree = {"top": sorted(names), "files": {}}
-    tree["files"] = {str(p.relative_to(HOME)): digest(p) for n in names for p in walk(HOME / n)}
-    write_file(kept, json.dumps(tree))
+    files = {str(path.relative_to(HOME)): digest(path) for path in tree_files()}
+    write_file(TREE, json.dumps({"whole": True, "top": names, "files": files}))
 
 
-def walk(path: Path) -> list[Path]:
-    """The files at and below a path, but for what Python makes by itself."""
-    below = [path] if path.is_file() else path.rglob("*")
-    return [p for p in below if p.is_file() and p.suffix != ".pyc" and ".egg-info" not in str(p)]
+def tree_files() -> list[Path]:
+    """The tree's files, but for what Python makes by itself."""
+    tops = [HOME / name for name in tree()["top"]]
+    files = [path for top in tops for path in (top, *top.rglob("*")) if path.is_file()]
+    return [path for path in files if path.suffix != ".pyc" and ".egg-info" not in str(path)]
 
 
 def digest(path: Path) -> str:
@@ -884,10 +873,11 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def changed_files(tree: dict[str, Any]) -> list[str]:
+def changed_files() -> list[str]:
     """The tree's files that are not as branch left them: changed, or new."""
-    now = {str(p.relative_to(HOME)): digest(p) for n in tree["top"] if (HOME / n).exists() for p in walk(HOME / n)}
-    return sorted(name for name, was in now.items() if tree["files"].get(name) != was)
+    known = tree()
+    now = {str(path.relative_to(HOME)): digest(path) for path in tree_files()} if known["whole"] else {}
+    return sorted(name for name, was in now.items() if known["files"].get(name) != was)
 
 
 # ---- install ----
@@ -897,7 +887,7 @@ def install(cfg: Settings) -> None:
     """Everything a cloud needs: packages, OpenStack's environment, databases, image. Goes on where it stopped."""
     refuse_if_running(cfg)
     packages()
-    if not (STATE / "tree.json").exists():
+    if not tree()["whole"]:
         branch(cfg)
     in_parallel(install_packages, lambda: install_openstack(cfg))
     make_users()
@@ -957,7 +947,7 @@ def no_services() -> Iterator[None]:
 
 def install_openstack(cfg: Settings) -> None:
     """OpenStack's environment from the lock file, with the tree in DIR as its nova."""
-    key = digest(HERE / "uv.lock")
+    key = digest(HERE / "uv.lock") + digest(HOME / "setup.cfg")
     made_from = ENV / "made-from"
     if made_from.exists() and made_from.read_text() == key:
         return
@@ -1130,8 +1120,6 @@ def run_detached(cfg: Settings) -> None:
     refuse_if_running(cfg)
     end_what_was_left(cfg)
     check_machine(cfg)
-    if cfg.LIBVIRT_TYPE == "kvm" and not Path("/dev/kvm").exists():
-        raise Failure("LIBVIRT_TYPE=kvm: this machine has no /dev/kvm", "use qemu")
     install(cfg)
     empty_databases()
     start_session(cfg)
@@ -1483,6 +1471,8 @@ def prepare_folder(cfg: Settings, verb: str) -> None:
         )
     if not (cfg.DIR / "state").exists():
         check_machine(cfg)
+        if cfg.DIR.is_dir() and (there := sorted(path.name for path in cfg.DIR.iterdir())):
+            raise Failure(f"Refusing to use {cfg.DIR} (it holds {', '.join(there[:5])})", "name a new folder: nova.py VERB DIR")
     try:
         (cfg.DIR / "state").mkdir(parents=True, exist_ok=True)
         start_log(cfg)
