@@ -1105,6 +1105,7 @@ def make_image(cfg: Settings) -> None:
 def run(cfg: Settings) -> None:
     """Run a cloud for as long as its session lasts, then take it down."""
     run_detached(cfg)
+    to_screen(cfg, "select", "test")
     with contextlib.suppress(sh.ErrorReturnCode):
         sh.Command("screen")("-S", cfg.SCREEN_NAME, "-x", _fg=True)
     if session(cfg):

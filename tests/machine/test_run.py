@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import pty
 import select
 import signal
+import struct
 import subprocess
+import termios
 import time
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -23,6 +28,7 @@ class Terminal:
         if self.pid == 0:
             os.chdir(machine.folder)
             os.environ["TERM"] = "xterm"
+            fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 220, 0, 0))  # wide enough for every window
             os.execvp(command[0], command)
 
     def read(self) -> str:
@@ -51,41 +57,62 @@ class Terminal:
         pytest.fail(f"it did not end within {seconds} s:\n{self.said[-2000:]}")
 
 
-def test_run_shows_the_session_and_detaching_keeps_the_cloud(machine: Machine) -> None:
-    terminal = Terminal(machine, "python3", str(NOVA_PY), "run")
-    terminal.wait_for("The cloud is up", 400)
-    terminal.wait_for("keystone", 20)  # the status line names the windows
-    terminal.type(b"\x01d")
-    assert terminal.end() == 0
-    assert "The cloud stays" in terminal.said and "sudo screen -x nova" in terminal.said
+@pytest.fixture
+def terminal(machine: Machine) -> Iterator[Callable[..., Terminal]]:
+    """Makes terminals; whatever they still run when the test ends is ended."""
+    made: list[Terminal] = []
+
+    def make(*command: str) -> Terminal:
+        made.append(Terminal(machine, *command))
+        return made[-1]
+
+    yield make
+    for each in made:
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(each.pid, signal.SIGKILL)
+            os.waitpid(each.pid, 0)
+
+
+RUN = ("python3", str(NOVA_PY), "run")
+
+
+def test_run_shows_the_session_and_detaching_keeps_the_cloud(machine: Machine, terminal: Callable[..., Terminal]) -> None:
+    screen = terminal(*RUN)
+    screen.wait_for("The cloud is up", 400)
+    screen.wait_for("keystone", 20)  # the status line names the windows
+    screen.type(b"\x01d")
+    assert screen.end() == 0
+    assert "The cloud stays" in screen.said and "sudo screen -x nova" in screen.said
     assert machine.openstack("network list")
 
 
-def test_coming_back_and_leaving_for_good(machine: Machine) -> None:
-    terminal = Terminal(machine, "screen", "-x", "nova")
-    terminal.wait_for("keystone", 20)
-    terminal.type(b"\x01d")
-    assert terminal.end() == 0
+def test_coming_back_and_leaving_for_good(machine: Machine, terminal: Callable[..., Terminal]) -> None:
+    screen = terminal("screen", "-x", "nova")
+    screen.wait_for("keystone", 20)
+    screen.type(b"\x01d")
+    assert screen.end() == 0
     machine.nova("clean")
 
 
-def test_when_the_session_ends_terminate_and_clean_follow(machine: Machine) -> None:
-    terminal = Terminal(machine, "python3", str(NOVA_PY), "run")
-    terminal.wait_for("The cloud is up", 400)
-    terminal.wait_for("keystone", 20)
+def test_when_the_session_ends_terminate_and_clean_follow(machine: Machine, terminal: Callable[..., Terminal]) -> None:
+    screen = terminal(*RUN)
+    screen.wait_for("The cloud is up", 400)
+    screen.wait_for("keystone", 20)
     subprocess.run(["screen", "-S", "nova", "-X", "quit"], check=True)
-    assert terminal.end(90) == 0
-    assert "End the instances" in terminal.said and "End the session" in terminal.said
+    assert screen.end(90) == 0
+    assert "End the instances" in screen.said and "End the session" in screen.said
     assert machine.processes() == [] and machine.ports() == set()
 
 
 @pytest.mark.parametrize("point", ["Empty the databases", "Start the APIs", "Boot an instance"])
-def test_ctrl_c_says_how_things_are_and_the_next_call_goes_on(machine: Machine, point: str) -> None:
-    terminal = Terminal(machine, "python3", str(NOVA_PY), "run_detached")
-    terminal.wait_for(point, 400)
-    terminal.type(b"\x03")
-    assert terminal.end() == 130
-    assert "interrupted" in terminal.said and "run_detached can be called again" in terminal.said
+def test_ctrl_c_says_how_things_are_and_the_next_call_goes_on(
+    machine: Machine, terminal: Callable[..., Terminal], point: str
+) -> None:
+    screen = terminal(*RUN[:2], "run_detached")
+    screen.wait_for(point, 400)
+    screen.type(b"\x03")
+    assert screen.end() == 130
+    assert "interrupted" in screen.said and "run_detached can be called again" in screen.said
     machine.nova("clean")
     assert machine.processes() == []
 
