@@ -27,18 +27,19 @@ def eventually(what: Callable[[], object]) -> None:
 
 @pytest.fixture
 def keep(real: Callable[[str], str], tmp_path: Path) -> Iterator[Keep]:
-    """Start keep for a shell's line; `pauses` is what its sleeps are told, each of them over at once."""
+    """Start keep for a shell's line. Its pauses are as long as `pause` takes; `slow`: on a machine that is busy."""
     (tmp_path / "run").mkdir()
     (tmp_path / "bin").mkdir()
     sleep = tmp_path / "bin/sleep"
     started = []
 
-    def start(line: str, user: str = "root", pause: str = "exit 0") -> subprocess.Popen[bytes]:
+    def start(line: str, user: str = "root", pause: str = "exit 0", slow: bool = False) -> subprocess.Popen[bytes]:
         sleep.write_text(f'#!/bin/sh\necho "$1" >>{tmp_path}/pauses\n{pause}\n')
         sleep.chmod(0o755)
         words = [real("bash"), str(nova.HERE / "conf/keep"), "w", user, "/bin/bash", "-c", line]
-        path = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin"}
-        started.append(subprocess.Popen(words, cwd=tmp_path, env=path, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+        (tmp_path / "slowly").write_text("trap '[[ $BASH_COMMAND != kill* ]] || /bin/sleep 0.1' DEBUG\n" if slow else "")
+        env = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "BASH_ENV": f"{tmp_path}/slowly"}
+        started.append(subprocess.Popen(words, cwd=tmp_path, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
         return started[-1]
 
     yield start
@@ -71,8 +72,12 @@ def test_a_command_that_dies_is_started_again_after_growing_pauses(keep: Keep, t
     assert (tmp_path / "pauses").read_text().split()[:8] == ["1", "2", "4", "8", "16", "32", "60", "60"]
 
 
+RACE = pytest.mark.xfail(strict=True, reason="who died before keep looked has no exit code")
+
+
+@RACE
 def test_a_death_is_noted_and_said(keep: Keep, tmp_path: Path) -> None:
-    process = keep("exit 3", pause="exec /bin/sleep 60")
+    process = keep("exit 3", pause="exec /bin/sleep 60", slow=True)
     eventually((tmp_path / "pauses").exists)
     process.terminate()
     noted = (tmp_path / "run/w.died").read_text()
@@ -80,8 +85,9 @@ def test_a_death_is_noted_and_said(keep: Keep, tmp_path: Path) -> None:
     assert noted in ends(process).decode()
 
 
+@RACE
 def test_a_command_that_was_killed_is_noted_with_its_signal(keep: Keep, tmp_path: Path) -> None:
-    keep("kill -KILL $$", pause="exec /bin/sleep 60")
+    keep("exec /bin/sh -c 'kill -KILL $$'", pause="exec /bin/sleep 60", slow=True)
     eventually((tmp_path / "run/w.died").exists)
     assert "exit code 137 " in (tmp_path / "run/w.died").read_text()
 

@@ -163,7 +163,6 @@ def test_without_a_default_route_it_says_what_host_ip_could_be(machine: Machine)
     assert refused({}) == f"no default route, so no HOST_IP to find: set HOST_IP to one of {OWN}"
 
 
-@pytest.mark.xfail(strict=True, reason="nova.py says that there is no default route")
 def test_an_interface_without_an_address_is_told_apart_from_no_route() -> None:
     message = refused({"INTERFACE": "eth2"})
     assert "eth2" in message

@@ -27,7 +27,8 @@ Expect = Callable[[str], None]
 LAST = '"${@: -1}"'  # a script's last argument
 SESSION = '[ "$1" != -ls ] || printf "There is a screen on:\\n\\t4242.nova\\t(Detached)\\n"'
 NO_SESSION = '[ "$1" != -ls ] || { echo "No Sockets found"; exit 1; }'
-UNPACK = f"d={LAST}; /bin/mkdir -p $d/nova-34/nova/db $d/nova-34/bin; echo 1 >$d/nova-34/nova/api.py; echo 2 >$d/nova-34/bin/tool"
+UNPACK = f"""d={LAST}/nova-34; /bin/mkdir -p $d/nova/db $d/bin
+echo 1 >$d/nova/api.py; echo 2 >$d/bin/tool; echo >$d/setup.cfg"""
 VENV = f'case "$*" in *" venv "*) /bin/mkdir -p {LAST}/lib/python3.11/site-packages;; esac'
 PACKAGES = "while read -r name; do echo $name installed; done <"
 
@@ -86,9 +87,8 @@ def test_branch_makes_the_tree_its_callers(cfg: nova.Settings, installable: Mach
     monkeypatch.setenv("SUDO_UID", "1000")
     nova.branch(cfg)
     assert (nova.HOME / "nova/api.py").read_text() == "1\n"
-    assert [p.name for p in nova.STATE.glob("branch*")] == []
-    owners = {Path(path).name: owner for path, owner in installable.owners.items() if "/branch/" in path}
-    assert owners == {"nova-34": "1000", "nova": "1000", "db": "1000", "api.py": "1000", "bin": "1000", "tool": "1000"}
+    owners = {Path(path).name: owner for path, owner in installable.owners.items() if "/branch/nova-34/" in path}
+    assert owners == dict.fromkeys(("nova", "db", "api.py", "bin", "tool", "setup.cfg"), "1000")
 
 
 def test_branch_again_replaces_the_tree_and_nothing_else(branched: nova.Settings) -> None:
@@ -109,6 +109,16 @@ def test_branch_does_not_delete_a_change(branched: nova.Settings, changed: str) 
         nova.branch(branched)
     assert str(caught.value) == f"Refusing to branch (1 changed files in {branched.DIR} would be lost: {changed})"
     assert path.read_text() == "a day's work"
+
+
+def test_branch_that_was_cut_off_is_begun_again(branched: nova.Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(nova, "give", lambda path, owner: interrupt() if path.name == "tool" else None)
+        nova.branch(branched)
+    assert not (nova.HOME / "bin/tool").exists()
+    nova.branch(branched)
+    assert (nova.HOME / "bin/tool").read_text() == "2\n"
+    assert nova.changed_files() == []
 
 
 def test_branch_says_what_it_cannot_fetch(cfg: nova.Settings) -> None:
@@ -174,17 +184,17 @@ def test_the_machines_own_policy_stays(enabling: Path, machine: Machine) -> None
     assert nova.POLICY.read_text() == "#!/bin/sh\nexit 104\n"
 
 
-def test_a_changed_lock_makes_the_environment_again(cfg: nova.Settings, installable: Machine) -> None:
-    nova.install_openstack(cfg)
+def test_a_changed_lock_makes_the_environment_again(branched: nova.Settings, installable: Machine) -> None:
+    nova.install_openstack(branched)
     (nova.ENV / "made-from").write_text("another lock")
     installable.calls.unlink()
-    nova.install_openstack(cfg)
+    nova.install_openstack(branched)
     assert "uv --quiet --no-config venv" in installable.transcript()
 
 
-def test_libvirts_python_is_seen_and_nothing_else_of_the_distribution(cfg: nova.Settings, installable: Machine) -> None:
+def test_libvirts_python_alone_is_seen_of_the_distributions(branched: nova.Settings, installable: Machine) -> None:
     installable.put("/usr/lib/python3/dist-packages/yaml.py")
-    nova.install_openstack(cfg)
+    nova.install_openstack(branched)
     nova.make_users()
     path = Path(next(nova.ENV.glob("lib/*/site-packages/distribution.pth")).read_text().strip())
     assert sorted(p.name for p in path.iterdir()) == ["libvirt.py", "libvirtmod.so"]
