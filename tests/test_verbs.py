@@ -365,7 +365,7 @@ def test_run_ends_the_cloud_when_its_session_has_ended(
     monkeypatch.setattr(nova, "run_detached", lambda cfg: None)
     machine.fake("screen", SESSION if lives else NO_SESSION)
     nova.run(cfg)
-    assert machine.called()[0] == "screen -S nova -x"
+    assert machine.called()[:2] == ["screen -S nova -X select test", "screen -S nova -x"]
     assert seen == calls
 
 
