@@ -72,10 +72,6 @@ def test_a_command_that_dies_is_started_again_after_growing_pauses(keep: Keep, t
     assert (tmp_path / "pauses").read_text().split()[:8] == ["1", "2", "4", "8", "16", "32", "60", "60"]
 
 
-RACE = pytest.mark.xfail(strict=True, reason="who died before keep looked has no exit code")
-
-
-@RACE
 def test_a_death_is_noted_and_said(keep: Keep, tmp_path: Path) -> None:
     process = keep("exit 3", pause="exec /bin/sleep 60", slow=True)
     eventually((tmp_path / "pauses").exists)
@@ -85,7 +81,6 @@ def test_a_death_is_noted_and_said(keep: Keep, tmp_path: Path) -> None:
     assert noted in ends(process).decode()
 
 
-@RACE
 def test_a_command_that_was_killed_is_noted_with_its_signal(keep: Keep, tmp_path: Path) -> None:
     keep("exec /bin/sh -c 'kill -KILL $$'", pause="exec /bin/sleep 60", slow=True)
     eventually((tmp_path / "run/w.died").exists)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from .conftest import NOVA_PY, Machine, eventually
+from .conftest import NOVA_PY, Machine
 
 
 class Terminal:
@@ -41,7 +41,11 @@ class Terminal:
         return self.said
 
     def wait_for(self, words: str, seconds: float) -> None:
-        eventually(f"{words!r} on the screen", lambda: words in self.read(), seconds)
+        """Until these words are on the screen; its end before that is a failure."""
+        deadline = time.monotonic() + seconds
+        while words not in self.read():
+            assert time.monotonic() < deadline, f"no {words!r} within {seconds} s:\n{self.said[-2000:]}"
+            assert os.waitpid(self.pid, os.WNOHANG) == (0, 0), f"it ended before {words!r}:\n{self.said[-2000:]}"
 
     def type(self, keys: bytes) -> None:
         os.write(self.file, keys)
