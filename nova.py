@@ -30,18 +30,17 @@ import json
 import logging
 import os
 import platform
+import pwd
 import re
 import secrets
 import shlex
 import shutil
 import signal
 import socket
-import ssl
 import string
 import subprocess
 import sys
 import time
-import tomllib
 import urllib.error
 import urllib.request
 import zipfile
@@ -50,6 +49,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
+
+try:
+    import tomllib
+except ImportError:
+    sys.exit("nova.py needs Python 3.11 or newer, as Debian 12 has it")
 
 HERE = Path(__file__).resolve().parent
 TOOL = HERE / ".tool"  # nova.py's own environment and the downloads for it
@@ -82,7 +86,7 @@ def locked(name: str, pattern: str) -> dict[str, Any]:
 def download(url: str, sha256: str) -> bytes:
     """The bytes behind `url`, refused when they are not the ones that were asked for."""
     try:
-        with urllib.request.urlopen(url, timeout=60, context=ssl.create_default_context()) as answer:
+        with urllib.request.urlopen(url, timeout=60) as answer:
             content: bytes = answer.read()
     except (urllib.error.URLError, OSError) as error:
         raise Failure(f"cannot download {url}: {error}", NETWORK) from None
@@ -122,10 +126,17 @@ def bootstrap() -> None:
     """
     if os.environ.pop("NOVA_PY_PRIVATE", ""):
         return
-    made_from, python = TOOL / "made-from", TOOL / "env/bin/python"
+    lock, made_from, python = HERE / ".tool.lock", TOOL / "made-from", TOOL / "env/bin/python"
+
+    def made() -> bool:
+        return python.exists() and made_from.exists() and made_from.read_bytes() == (HERE / "uv.lock").read_bytes()
+
     try:
-        if not python.exists() or not made_from.exists() or made_from.read_bytes() != (HERE / "uv.lock").read_bytes():
-            make_tool_environment()
+        if not made():
+            with open(lock, "w") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                if not made():
+                    make_tool_environment()
     except Failure as failure:
         sys.exit(tell_failure(failure))
     except PermissionError as error:
@@ -136,7 +147,7 @@ def bootstrap() -> None:
     os.environ["NOVA_PY_PRIVATE"] = "1"
     own = [str(python), str(HERE / "nova.py"), *sys.argv[1:]]
     if os.geteuid() == 0:
-        own = ["unshare", "--mount", "--propagation", "private", *own]
+        own = ["unshare", "--mount", "--propagation", "slave", *own]
     os.execvp(own[0], own)
 
 
@@ -208,7 +219,7 @@ class Settings:
 
 
 # What nova.sh had and nova.py does not have (yet): better refused than ignored.
-REFUSED = {
+REFUSED: dict[tuple[str, object], str] = {
     ("USE_MYSQL", False):        "every cloud has its private MariaDB for now",
     ("LIBVIRT_TYPE", "uml"):     "libvirt (5.0) and nova (23.0) dropped user-mode Linux; use qemu",
     ("LIBVIRT_TYPE", "lxc"):     "containers are not ported yet; use qemu",
@@ -218,6 +229,9 @@ REFUSED = {
     ("USE_LDAP", True):          "not ported yet",
     ("USE_OPENDJ", True):        "not ported yet",
     ("USE_IPV6", True):          "not ported yet",
+    ("FLAT_INTERFACE", ...):     "not ported yet",
+    ("INSTANCES_PATH", ...):     "not ported yet; instances are in DIR/instances",
+    ("LOCK_PATH", ...):          "not ported yet; locks are in DIR/state/locks",
 }
 CHOICES = {"LIBVIRT_TYPE": ("qemu", "kvm", "lxc", "uml"), "NET_MAN": ("VlanManager", "FlatDHCPManager", "FlatManager")}
 
@@ -233,7 +247,7 @@ STATE = HOME / "state"
 ENV   = STATE / "env"
 CONF  = STATE / "conf"
 PATHS = dict(
-    HERE=HERE, HOME=HOME, STATE=STATE, CONF=CONF, ENV=ENV, BIN=ENV / "bin", USER=USER, GUEST_USER=GUEST_USER,
+    HOME=HOME, STATE=STATE, CONF=CONF, ENV=ENV, BIN=ENV / "bin", GUEST_USER=GUEST_USER,
     OVS=STATE / "ovs", OVSDB=f"unix:{STATE}/ovs/db.sock", MAC_PREFIX="fa:6e:70",
     RABBIT_PORT=35672, RABBIT_DIST_PORT=35673, EPMD_PORT=34369,
 )
@@ -315,7 +329,7 @@ NOVA_CONF = "--config-file $CONF/nova.conf --config-file $CONF/nova-db.conf"
 # What OpenStack stands on.
 SERVERS = (
     Service("mysql",        USER, "mariadbd --defaults-file=$CONF/my.cnf --datadir=$STATE/mysql/data", "$STATE/mysql/sock"),
-    Service("rabbit",       USER, "/usr/lib/rabbitmq/bin/rabbitmq-server", "127.0.0.1:$RABBIT_PORT"),
+    Service("rabbit",       USER, "env HOME=$STATE/rabbit /usr/lib/rabbitmq/bin/rabbitmq-server", "127.0.0.1:$RABBIT_PORT"),
     Service("ovsdb",        USER, "ovsdb-server --remote=p$OVSDB --unixctl=$OVS/ovsdb.ctl"
                                   " $OVS/conf.db $OVS/ovnnb.db $OVS/ovnsb.db", "$OVS/db.sock"),
     Service("vswitchd",     ROOT, "ovs-vswitchd --unixctl=$OVS/vswitchd.ctl $OVSDB", "$OVS/vswitchd.ctl"),
@@ -466,6 +480,7 @@ def do(*argv: object, user: str = ROOT, text: str = "", env: Mapping[str, str] =
 def ask(*argv: object, ok: tuple[int, ...] = (0,), default: str | None = None) -> str:
     """What a command says, stripped; it must change nothing. `default`, where given, stands for a failure."""
     words = [str(word) for word in argv]
+    log.debug("? %s", shlex.join(words))
     try:
         said = sh.Command(words[0])(*words[1:], _in="", _tty_out=False, _ok_code=ok, _env={**os.environ, **PLAIN})
         return str(said).strip()
@@ -512,8 +527,6 @@ def wait_for(what: str, ready: Callable[[], object], seconds: float, service: Se
 def values(cfg: Settings) -> dict[str, Any]:
     """What templates may name: settings, paths, ports, passwords."""
     chosen = asdict(cfg)
-    chosen["INSTANCES"] = cfg.INSTANCES_PATH or HOME / "instances"
-    chosen["LOCKS"] = cfg.LOCK_PATH or STATE / "locks"
     path = STATE / "passwords.json"
     passwords = json.loads(path.read_text()) if path.exists() else {}
     machine = {"HOSTNAME": socket.gethostname(), "DATAPATH": "system" if has_kernel_datapath() else "netdev"}
@@ -538,10 +551,11 @@ def write_file(path: Path, content: str | bytes, mode: int = 0o644, owner: str =
 
 def give(path: Path, owner: str) -> None:
     """Make it `owner`'s; "caller" is who called sudo."""
+    user = pwd.getpwnam(owner if owner != "caller" else ROOT)
+    uid, gid = user.pw_uid, user.pw_gid
     if owner == "caller":
-        os.chown(path, int(os.environ.get("SUDO_UID", "0")), int(os.environ.get("SUDO_GID", "0")))
-    else:
-        shutil.chown(path, owner, owner)
+        uid, gid = int(os.environ.get("SUDO_UID", uid)), int(os.environ.get("SUDO_GID", gid))
+    os.chown(path, uid, gid, follow_symlinks=False)
 
 
 def record(*undo: object) -> None:
@@ -557,7 +571,8 @@ def undo_recorded() -> None:
     path = STATE / "record"
     lines = path.read_text().splitlines() if path.exists() else []
     while lines:
-        forgiven(do, *shlex.split(lines.pop()))
+        with contextlib.suppress(ValueError):  # a line that was cut off: what it names was not begun
+            forgiven(do, *shlex.split(lines.pop()))
         write_file(path, "".join(f"{line}\n" for line in lines))
 
 
@@ -569,16 +584,20 @@ def private_mounts(cfg: Settings) -> None:
     """
     HOME.mkdir(exist_ok=True)
     do("mount", "--bind", cfg.DIR.resolve(), HOME)
-    for machine, own in PRIVATE_FOLDERS:
-        Path(machine).mkdir(parents=True, exist_ok=True)
-        (HOME / own).mkdir(parents=True, exist_ok=True)
-        do("mount", "--bind", HOME / own, machine)
     if cfg.LIBVIRT_TYPE != "kvm" and Path("/dev/kvm").exists():
         # Where the device is there but does not work, libvirt probes QEMU anew at every call: ten seconds an instance.
         write_file(STATE / "no-kvm", "", 0o600)
         do("mount", "--bind", STATE / "no-kvm", "/dev/kvm")
     Path("/run/netns").mkdir(exist_ok=True)
     do("mount", "-t", "tmpfs", "tmpfs", "/run/netns")
+
+
+def private_libvirt() -> None:
+    """The rest of private_mounts; not before packages are installed, whose files belong to the machine."""
+    for machine, own in PRIVATE_FOLDERS:
+        Path(machine).mkdir(parents=True, exist_ok=True)
+        (HOME / own).mkdir(parents=True, exist_ok=True)
+        do("mount", "--bind", HOME / own, machine)
 
 
 def cloud_of(process: int | str) -> str:
@@ -619,7 +638,7 @@ def session(cfg: Settings) -> int:
 
 def to_screen(cfg: Settings, *command: object) -> None:
     """Have the session carry out a command of screen's own."""
-    do("screen", "-S", cfg.SCREEN_NAME, "-X", *command)
+    do("screen", "-S", f"{session(cfg)}.{cfg.SCREEN_NAME}", "-X", *command)  # the name alone would match longer ones
 
 
 def open_window(cfg: Settings, service: Service) -> None:
@@ -641,17 +660,18 @@ def last_lines(window: str, count: int = 12) -> tuple[str, ...]:
 
 def answers(place: str) -> bool:
     """Does somebody answer at this URL, host:port or socket? An API that says no has answered too."""
-    if place.startswith("http"):
-        try:
+    try:
+        if place.startswith("http"):
             return bool(urllib.request.urlopen(place, timeout=5).status)
-        except urllib.error.HTTPError as error:
-            return error.code < 500
-    family = socket.AF_UNIX if place.startswith("/") else socket.AF_INET
-    host, _, port = place.partition(":")
-    with socket.socket(family) as probe:
-        probe.settimeout(5)
-        probe.connect(place if family == socket.AF_UNIX else (host, int(port)))
-        return True
+        host, _, port = place.partition(":")
+        with socket.socket(socket.AF_INET if port else socket.AF_UNIX) as probe:
+            probe.settimeout(5)
+            probe.connect((host, int(port)) if port else place)
+            return True
+    except urllib.error.HTTPError as error:
+        return error.code < 500
+    except OSError:
+        return False
 
 
 def wait_for_service(cfg: Settings, service: Service, seconds: float = 90) -> None:
@@ -675,6 +695,7 @@ def cloud(cfg: Settings) -> Any:
         region_name="RegionOne",
         identity_api_version="3",
         load_yaml_config=False,
+        load_envvars=False,
     )
 
 
@@ -699,8 +720,8 @@ def settings_from(environ: dict[str, str], folder: str = "nova") -> Settings:
             value = value == "1"
         elif row.name in CHOICES and value not in CHOICES[row.name]:
             raise Failure(f"{row.name}={value}: it can be {', '.join(CHOICES[row.name])}", code=2)
-        if (row.name, value) in REFUSED:
-            raise Failure(f"{row.name}={environ[row.name]}: {REFUSED[row.name, value]}", code=2)
+        if reason := REFUSED.get((row.name, value)) or REFUSED.get((row.name, ...)):
+            raise Failure(f"{row.name}={environ[row.name]}: {reason}", code=2)
         chosen[row.name] = value
     return checked(Settings(DIR=Path(folder).absolute(), **chosen))
 
@@ -722,22 +743,23 @@ def checked(cfg: Settings) -> Settings:
     return replace(cfg, INTERFACE=interface, HOST_IP=host_ip)
 
 
+# setting,          what it may look like,         in words
+WORDS = (
+    ("SCREEN_NAME",    r"[A-Za-z0-9_-]{1,30}",        "letters, digits, - and _ only, 30 at most"),
+    ("DIR",            r"/[\w./-]*",                  "letters, digits, . _ - and / only; services would trip over others"),
+    ("MYSQL_PASS",     r"([A-Za-z0-9_.~-]{8,72})?",   "8 to 72 of A-Z a-z 0-9 _ . ~ -, since it stands in URLs and files"),
+    ("ADMIN_PASSWORD", r"([A-Za-z0-9_.~-]{8,72})?",   "8 to 72 of A-Z a-z 0-9 _ . ~ -, since it stands in URLs and files"),
+)  # fmt: skip
+
+
 def check_words(cfg: Settings) -> None:
-    """Names, paths and passwords: Failure for what could not stand where it is going to stand."""
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,30}", cfg.SCREEN_NAME):
-        raise Failure(f"SCREEN_NAME={cfg.SCREEN_NAME}: letters, digits, - and _ only, 30 at most", code=2)
-    if not re.fullmatch(r"/[\w./-]*", str(cfg.DIR)):
-        raise Failure(f"DIR {cfg.DIR}: letters, digits, . _ - and / only; services would trip over others", code=2)
+    """Failure for what could not stand where it is going to stand."""
+    for name, form, words in WORDS:
+        if not re.fullmatch(form, str(getattr(cfg, name)), re.ASCII):
+            shown = name if "PASS" in name else f"{name}={getattr(cfg, name)}"
+            raise Failure(f"{shown}: {words}", code=2)
     if cfg.INTERFACE and cfg.INTERFACE not in netifaces.interfaces():
         raise Failure(f"INTERFACE={cfg.INTERFACE}: this machine has {', '.join(netifaces.interfaces())}", code=2)
-    if cfg.FLAT_INTERFACE:
-        raise Failure("FLAT_INTERFACE: not ported yet", code=2)
-    for name in ("INSTANCES_PATH", "LOCK_PATH"):
-        if not re.fullmatch(r"(/[\w./-]*)?", getattr(cfg, name)):
-            raise Failure(f"{name}={getattr(cfg, name)}: say the whole path, from /, of letters, digits, . _ -", code=2)
-    for name in ("MYSQL_PASS", "ADMIN_PASSWORD"):
-        if not re.fullmatch(r"([A-Za-z0-9_.~-]{8,72})?", getattr(cfg, name)):
-            raise Failure(f"{name}: 8 to 72 of A-Z a-z 0-9 _ . ~ -, since it stands in URLs and files", code=2)
 
 
 def check_ranges(cfg: Settings) -> None:
@@ -748,6 +770,9 @@ def check_ranges(cfg: Settings) -> None:
             networks[name] = ipaddress.IPv4Network(getattr(cfg, name))
         except ValueError as error:
             raise Failure(f"{name}={getattr(cfg, name)}: not a range of IPv4 addresses ({error})", code=2) from None
+        kinds = [kind for kind in ("loopback", "multicast", "link_local", "reserved") if getattr(networks[name], f"is_{kind}")]
+        if kinds:
+            raise Failure(f"{name}={networks[name]}: these are {kinds[0]} addresses", code=2)
         if networks[name].prefixlen > least:
             raise Failure(f"{name}={networks[name]}: too small; /{least} is the least", code=2)
     if networks["FLOATING_RANGE"].overlaps(networks["FIXED_RANGE"]):
@@ -761,7 +786,8 @@ def check_ranges(cfg: Settings) -> None:
 def settings_of_run(folder: str) -> Settings:
     """What the cloud in this folder was made with: taking down must not depend on how the machine looks by now."""
     path = Path(folder) / "state/settings.json"
-    return Settings(**{**(json.loads(path.read_text()) if path.exists() else {}), "DIR": Path(folder).absolute()})
+    known = json.loads(path.read_text()) if path.exists() else {}
+    return Settings(DIR=Path(folder).absolute(), **{row.name: known[row.name] for row in fields(Settings) if row.name in known})
 
 
 def routes() -> list[tuple[ipaddress.IPv4Network, str]]:
@@ -774,20 +800,23 @@ def routes() -> list[tuple[ipaddress.IPv4Network, str]]:
     return [(ipaddress.IPv4Network(f"{quad(row[1])}/{quad(row[7])}"), row[0]) for row in rows]
 
 
-def packages() -> dict[str, str]:
-    """This distribution's packages, name and reason; Failure for one that the tables do not know."""
+def distribution() -> dict[str, Any]:
+    """This distribution's row of conf/packages.toml; Failure for one that it does not know."""
     release = platform.freedesktop_os_release()
     name = f"{release['ID']}-{release.get('VERSION_ID')}"
-    tables = tomllib.loads((HERE / "conf/packages.toml").read_text())
-    if name not in tables:
-        there = ", ".join(sorted(set(tables) - {"common"}))
-        raise Failure(f"this is {name}, and conf/packages.toml knows {there}", "add a table of its package names there")
-    return {**tables["common"], **tables[name]}
+    table = tomllib.loads((HERE / "conf/packages.toml").read_text())
+    if name not in table["distributions"]:
+        known = ", ".join(table["distributions"])
+        raise Failure(f"this is {name}, and conf/packages.toml knows {known}", "add a row of its names there")
+    row = table["distributions"][name]
+    return {**row, "packages": {**table["packages"], **row.get("packages", {})}}
 
 
 def check_machine(cfg: Settings) -> None:
     """Memory, disk, ports, distribution: everything that would end a run half-way, told before it begins."""
-    packages()
+    distribution()
+    if platform.machine() != "x86_64":
+        raise Failure(f"this machine is a {platform.machine()}: the test image was made for x86_64 only")
     if not Path("/dev/net/tun").exists():
         raise Failure("no /dev/net/tun: instances could not be wired", "in a container: pass that device in")
     if cfg.LIBVIRT_TYPE == "kvm" and not Path("/dev/kvm").exists():
@@ -798,9 +827,9 @@ def check_machine(cfg: Settings) -> None:
     place = next(folder for folder in (cfg.DIR, *cfg.DIR.parents) if folder.exists())
     if (free := shutil.disk_usage(place).free) < needed << 30:
         raise Failure(f"{free / 2**30:.1f} GiB of disk free at {place}, and a cloud needs {needed}", "make room first")
-    if taken := {"br-int", "br-ex", "ovs-netdev"} & set(netifaces.interfaces()):
-        raise Failure(f"this machine has an interface {taken.pop()}, and a cloud makes its own", "remove it first")
     check_ports(cfg)
+    if taken := {"br-int", "br-ex", "ovs-netdev", "ovs-system"} & set(netifaces.interfaces()):
+        raise Failure(f"this machine has an interface {taken.pop()}, and a cloud makes its own", "remove it first")
 
 
 def check_ports(cfg: Settings) -> None:
@@ -886,10 +915,12 @@ def changed_files() -> list[str]:
 def install(cfg: Settings) -> None:
     """Everything a cloud needs: packages, OpenStack's environment, databases, image. Goes on where it stopped."""
     refuse_if_running(cfg)
-    packages()
+    end_what_was_left(cfg)
+    check_machine(cfg)
     if not tree()["whole"]:
         branch(cfg)
     in_parallel(install_packages, lambda: install_openstack(cfg))
+    private_libvirt()
     make_users()
     make_folders(cfg)
     write_config(cfg)
@@ -898,9 +929,8 @@ def install(cfg: Settings) -> None:
 
 def install_packages() -> None:
     """One apt transaction for what is missing; services that packages bring do not start, now or at the next boot."""
-    said = ask("dpkg-query", "--show", "--showformat", "${Package} ${db:Status-Status}\n").splitlines()
-    missing = [name for name in packages() if f"{name} installed" not in said]
-    if not missing and not UNITS_BEFORE.exists():
+    missing = sorted(set(distribution()["packages"]) - installed_packages())
+    if not missing and not INSTALLED_BEFORE.exists():
         return
     apt = ("apt-get", "-o", "DPkg::Lock::Timeout=300", "-o", "Acquire::Retries=3", "-qq")
     quiet = {"DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_SUSPEND": "1"}
@@ -908,7 +938,13 @@ def install_packages() -> None:
         wait_for("dpkg (another program is installing packages)", dpkg_is_free, 300)
         do("dpkg", "--configure", "-a", env=quiet)  # what a call that was cut off left half-way
         do(*apt, "update", hint=NETWORK)
-        do(*apt, "install", "-y", "--no-install-recommends", *missing, env=quiet, hint=NETWORK)
+        do(*apt, "install", "-y", "--no-install-recommends", "--no-remove", *missing, env=quiet, hint=NETWORK)
+
+
+def installed_packages() -> set[str]:
+    """The names of the machine's packages."""
+    lines = ask("dpkg-query", "--show", "--showformat", "${db:Status-Status} ${Package}\n").splitlines()
+    return {line.split()[1] for line in lines if line.startswith("installed ")}
 
 
 def dpkg_is_free() -> bool:
@@ -918,31 +954,34 @@ def dpkg_is_free() -> bool:
     return True
 
 
-POLICY, UNITS = Path("/usr/sbin/policy-rc.d"), Path("/etc/systemd/system")
-UNITS_BEFORE = STATE / "units-before"  # there while packages are being installed, so that an interrupted call is seen
-
-
-def enabled_units() -> set[str]:
-    """The units of systemd that the next boot would start; none where there is no systemd."""
-    return {path.name for kind in ("wants", "requires") for path in UNITS.glob(f"*.{kind}/*")}
+POLICY = Path("/usr/sbin/policy-rc.d")
+NO_SERVICES = "#!/bin/sh\n# written by nova.py while it installs packages\nexit 101\n"
+INSTALLED_BEFORE = STATE / "installed-before"  # there while packages are being installed: a call that was cut off is seen
 
 
 @contextlib.contextmanager
 def no_services() -> Iterator[None]:
     """Packages start their services and enable them for the next boot; the cloud starts its own, so neither here."""
-    policy = "#!/bin/sh\n# written by nova.py while it installs packages\nexit 101\n"
-    if not UNITS_BEFORE.exists():
-        write_file(UNITS_BEFORE, "\n".join(enabled_units()))
+    if not INSTALLED_BEFORE.exists():
+        write_file(INSTALLED_BEFORE, "\n".join(installed_packages()))
     if not POLICY.exists():
-        write_file(POLICY, policy, 0o755)
+        write_file(POLICY, NO_SERVICES, 0o755)
     try:
         yield
     finally:
-        if POLICY.exists() and POLICY.read_text() == policy:
-            POLICY.unlink()
-    if new := enabled_units() - set(UNITS_BEFORE.read_text().splitlines()):
-        do("systemctl", "disable", *sorted(new))
-    UNITS_BEFORE.unlink()
+        remove_policy()
+    new = installed_packages() - set(INSTALLED_BEFORE.read_text().split())
+    units = re.findall(r"/systemd/system/([^/\s]+)$", ask("dpkg-query", "--listfiles", *sorted(new)), re.M) if new else []
+    for unit in units:
+        if list(Path("/etc/systemd/system").glob(f"*.*/{unit}")):
+            do("deb-systemd-helper", "disable", unit)
+    INSTALLED_BEFORE.unlink()
+
+
+def remove_policy() -> None:
+    """The file that keeps services from starting, when it is ours."""
+    if POLICY.exists() and POLICY.read_text() == NO_SERVICES:
+        POLICY.unlink()
 
 
 def install_openstack(cfg: Settings) -> None:
@@ -988,12 +1027,7 @@ def make_folders(cfg: Settings) -> None:
     for name, owner in FOLDERS:
         (HOME / name).mkdir(parents=True, exist_ok=True)
         give(HOME / name, owner)
-        if owner == USER:
-            (HOME / name).chmod(0o700)
-    for folder in (cfg.INSTANCES_PATH, cfg.LOCK_PATH):
-        if folder and not Path(folder).exists():
-            Path(folder).mkdir(parents=True)
-            give(Path(folder), USER)
+        (HOME / name).chmod(0o700 if owner == USER else 0o711)
     secret = ("MYSQL_PASS", "ADMIN_PASSWORD", "DIR")
     write_file(STATE / "settings.json", json.dumps({k: v for k, v in asdict(cfg).items() if k not in secret}, indent=1))
     path = STATE / "passwords.json"
@@ -1016,7 +1050,7 @@ def write_config(cfg: Settings) -> None:
 
 def make_databases(cfg: Settings) -> None:
     """Filled databases, made once and copied by every run: their content depends on what `key` is made of alone."""
-    versions = "".join(sorted(p.name for p in (HOME / "nova/db").rglob("*.py")))
+    versions = [digest(path) for path in sorted((HOME / "nova/db").rglob("*.py"))]
     chosen = [values(cfg)[name] for name in ("HOST_IP", "ADMIN_PASSWORD", "SERVICE_PASSWORD")]
     parts = (digest(HERE / "uv.lock"), versions, chosen, ask("mariadbd", "--version"), DATABASES, ENDPOINTS)
     key = hashlib.sha256(repr(parts).encode()).hexdigest()
@@ -1071,18 +1105,13 @@ def register_services(cfg: Settings) -> None:
     cloud.cache_clear()  # its token names the catalog as it was
 
 
-def keystone_bootstrap(cfg: Settings) -> dict[str, str]:
-    """What keystone-manage bootstrap reads from its environment, the admin's password among it."""
-    url = f"http://{cfg.HOST_IP}:5000/v3"
-    names = ("PASSWORD", "REGION_ID", "PUBLIC_URL", "INTERNAL_URL")
-    return {f"OS_BOOTSTRAP_{k}": v for k, v in zip(names, (values(cfg)["ADMIN_PASSWORD"], "RegionOne", url, url), strict=True)}
-
-
 def fill_database(cfg: Settings, names: tuple[str, ...], commands: tuple[str, ...]) -> None:
     """Create the databases and run the commands that make their tables."""
-    env = keystone_bootstrap(cfg)
+    # keystone-manage bootstrap reads these: a password has no place in argv.
+    urls = {f"OS_BOOTSTRAP_{kind}_URL": f"http://{cfg.HOST_IP}:5000/v3" for kind in ("PUBLIC", "INTERNAL")}
+    env = {**urls, "OS_BOOTSTRAP_REGION_ID": "RegionOne", "OS_BOOTSTRAP_PASSWORD": values(cfg)["ADMIN_PASSWORD"]}
     for name in names:
-        do("mariadb", f"--socket={STATE}/mysql/sock", text=f"CREATE DATABASE {name};")
+        do("mariadb", "--no-defaults", f"--socket={STATE}/mysql/sock", text=f"CREATE DATABASE {name};")
     for command in commands:
         program, *arguments = shlex.split(render(command, cfg))
         do(ENV / "bin" / program, *arguments, user=USER, env=env, cwd=STATE)
@@ -1095,7 +1124,7 @@ def make_image(cfg: Settings) -> None:
     if made_from.exists() and made_from.read_text() == key:
         return
     with step("Build the image ami-tty"):
-        do(sys.executable, sources / "build.py", HOME / "images")
+        do(sys.executable, sources / "build.py", HOME / "images", distribution()["kernel"], hint=NETWORK)
     write_file(made_from, key)
 
 
@@ -1104,23 +1133,22 @@ def make_image(cfg: Settings) -> None:
 
 def run(cfg: Settings) -> None:
     """Run a cloud for as long as its session lasts, then take it down."""
-    run_detached(cfg)
-    to_screen(cfg, "select", "test")
+    with only_one("run"):
+        run_detached(cfg)
+        to_screen(cfg, "select", "test")
     with contextlib.suppress(sh.ErrorReturnCode):
-        sh.Command("screen")("-S", cfg.SCREEN_NAME, "-x", _fg=True)
+        sh.Command("screen")("-S", f"{session(cfg)}.{cfg.SCREEN_NAME}", "-x", _fg=True)
     if session(cfg):
         say(f"The cloud stays. To come back: sudo screen -x {cfg.SCREEN_NAME}")
         say("To end it: sudo python3 nova.py terminate, then clean")
         return
-    terminate(cfg)
-    clean(cfg)
+    with only_one("run"):
+        terminate(cfg)
+        clean(cfg)
 
 
 def run_detached(cfg: Settings) -> None:
     """Start a new, empty cloud: every service in its own screen window."""
-    refuse_if_running(cfg)
-    end_what_was_left(cfg)
-    check_machine(cfg)
     install(cfg)
     empty_databases()
     start_session(cfg)
@@ -1136,17 +1164,21 @@ def run_detached(cfg: Settings) -> None:
 
 def refuse_if_running(cfg: Settings) -> None:
     """nova.sh's refusal: a session of this name is there. One that a run of ours left half-made is no reason."""
-    if (found := session(cfg)) and ((STATE / "run/up").exists() or found not in [p.pid for p in processes()]):
-        name = cfg.SCREEN_NAME
-        attach, end = f"attach to it with: sudo screen -x {name}", f"kill it with: sudo screen -S {name} -X quit"
-        end = "end it with: sudo python3 nova.py terminate, then clean" if (STATE / "run/up").exists() else end
-        raise Failure(f"screen named '{name}' already exists!", f"{attach}\n  {end}")
+    name, found, ours = cfg.SCREEN_NAME, session(cfg), processes()
+    if ours and (STATE / "run/up").exists():
+        name = settings_of_run(str(HOME)).SCREEN_NAME
+        way = f"attach to it with: sudo screen -x {name}\n  end it with: sudo python3 nova.py terminate, then clean"
+        raise Failure(f"screen named '{name}' already exists!", way)
+    if found and found not in [process.pid for process in ours]:
+        whose = cloud_of(found).partition(" ")[2] or "another program"
+        raise Failure(f"screen named '{name}' already exists, of {whose}!", "choose another SCREEN_NAME, or end that one")
 
 
 def end_what_was_left(cfg: Settings) -> None:
     """A run that was cut off, or a cloud that was cleaned but not scrubbed: take the rest down first."""
     if processes() or (STATE / "record").exists():
         with step("Take down what an earlier run left"):
+            wait_for("dpkg (it is at work)", dpkg_is_free, 300)  # an install that was cut off: not in the middle
             take_down(cfg)
             remove_traces()
 
@@ -1186,8 +1218,10 @@ def create_bridges(cfg: Settings) -> None:
     with step("Create the bridges"):
         if not has_kernel_datapath():
             forgiven(do, "modprobe", "openvswitch")
-        for device in ("br-ex", "br-int", *(() if has_kernel_datapath() else ("ovs-netdev",))):
+        for device in ("br-ex", "br-int", "ovs-netdev"):
             record("ip", "link", "delete", device)
+        if has_kernel_datapath():
+            record("ovs-dpctl", "del-dp", "system@ovs-system")
         bridges = shlex.split(render((HERE / "conf/bridges.tmpl").read_text(), cfg), comments=True)
         do("ovs-vsctl", f"--db={PATHS['OVSDB']}", *bridges)
         floating = ipaddress.IPv4Network(cfg.FLOATING_RANGE)
@@ -1292,22 +1326,17 @@ def smoke_test(cfg: Settings) -> None:
         server = admin.compute.create_server(name="smoke", **which)
         wait_for("the instance", lambda: is_active(admin, server), 120)
         where = address.floating_ip_address
+        login = ("timeout", 15, "ssh", "-i", key, *shlex.split("-oBatchMode=yes -oConnectTimeout=3 -oLogLevel=ERROR"))
+        login += ("-oStrictHostKeyChecking=no", "-oUserKnownHostsFile=/dev/null")  # the next one at this address is another
         pinged = lambda: " 0% packet loss" in ask("ping", "-c1", "-W1", where, ok=(0, 1))
         wait_for(f"ping of {where}", pinged, 60)
-        wait_for(f"ssh to {where}", lambda: ask(*ssh(key, where), "hostname", default="") == "smoke", 90)
+        wait_for(f"ssh to {where}", lambda: ask(*login, f"root@{where}", "hostname", default="") == "smoke", 90)
     with step("Delete it again"):
         admin.compute.delete_server(server)
         wait_for("the instance's end", lambda: not admin.compute.find_server(server.id), 60)
         admin.network.delete_ip(address)
         admin.network.delete_port(port)
         admin.compute.delete_keypair("smoke")
-
-
-def ssh(key: Path, address: str) -> tuple[object, ...]:
-    """The command that logs in as root; instances come and go, so nothing is remembered of their keys."""
-    forget = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR")
-    options = (*forget, "BatchMode=yes", "ConnectTimeout=3")
-    return ("ssh", "-i", key, *(word for option in options for word in ("-o", option)), f"root@{address}")
 
 
 def is_active(admin: Any, server: Any) -> bool:
@@ -1341,22 +1370,17 @@ To end it: sudo python3 nova.py terminate, then clean""")
 
 def terminate(cfg: Settings) -> None:
     """End every instance through the API; where that does not answer, through libvirt."""
-    with step("End the instances"):
-        if answers_now(f"http://{cfg.HOST_IP}:8774/"):
-            delete_everything(cloud(cfg))
-        destroy_domains()
-
-
-def answers_now(place: str) -> bool:
-    """Does it answer at this moment?"""
     try:
-        return answers(place)
-    except OSError:
-        return False
+        with step("End the instances"):
+            if processes() and answers(f"http://{cfg.HOST_IP}:8774/"):
+                delete_everything(cloud(cfg))
+    except Failure as failure:
+        say(f"The APIs did not end them ({failure}); so libvirt does.")
+    destroy_domains()
 
 
 def delete_everything(admin: Any) -> None:
-    """Every project's instances, and the floating addresses that they had."""
+    """Every project's instances, and every floating address."""
     for server in (servers := list(admin.compute.servers(all_projects=True))):
         admin.compute.delete_server(server, force=True)
     wait_for(f"the end of {len(servers)} instances", lambda: not list(admin.compute.servers(all_projects=True)), 60)
@@ -1366,10 +1390,10 @@ def delete_everything(admin: Any) -> None:
 
 def destroy_domains() -> None:
     """The domains of this cloud's own libvirt: destroyed and forgotten."""
-    if answers_now("/run/libvirt/libvirt-sock"):
+    if answers("/run/libvirt/libvirt-sock"):
         for name in ask("virsh", "list", "--all", "--name").split():
             forgiven(do, "virsh", "destroy", name)
-            forgiven(do, "virsh", "undefine", "--nvram", name)
+            forgiven(do, "virsh", "undefine", "--nvram", "--managed-save", name)
 
 
 # ---- clean ----
@@ -1409,8 +1433,9 @@ def remove_traces() -> None:
 
     A tap carries our MAC prefix but for its first byte, which libvirt sets to fe where it makes the tap itself.
     """
+    remove_policy()
     undo_recorded()
-    for device in Path("/sys/class/net").iterdir():
+    for device in Path("/sys/class/net").glob("tap*"):
         address = (device / "address").read_text() if (device / "tun_flags").exists() else ""
         if address[2:].startswith(str(PATHS["MAC_PREFIX"])[2:]):
             forgiven(do, "ip", "link", "delete", device.name)
@@ -1452,12 +1477,16 @@ def main(arguments: list[str]) -> int:
         if verb == "settings":
             settings(cfg)
             return 0
-        with only_one(verb):
+        os.environ["no_proxy"] = f"127.0.0.1,{cfg.HOST_IP},{os.environ.get('no_proxy', '')}"
+        with contextlib.nullcontext() if verb == "run" else only_one(verb):  # run is not at work while its session is shown
             prepare_folder(cfg, verb)
             VERBS[verb](cfg, *rest[: most - 1])
         return 0
     except Failure as failure:
         return tell_failure(failure)
+    except OSError as error:
+        log.exception("%s", verb)
+        return tell_failure(Failure(str(error)))
     except KeyboardInterrupt:
         running = f"{len(found)} processes of the cloud run; clean ends them" if (found := processes()) else "no service runs"
         print(f"\nnova.py: interrupted; {running}. {verb} can be called again.", file=sys.stderr)
@@ -1470,6 +1499,8 @@ def prepare_folder(cfg: Settings, verb: str) -> None:
         raise Failure(
             f"no cloud in {cfg.DIR}", f"go to the folder where it was made, or name it: sudo python3 nova.py {verb} DIR"
         )
+    if (cfg.DIR / "state").exists() and (cfg.DIR / "state").stat().st_uid != 0:
+        raise Failure(f"Refusing to use {cfg.DIR}/state (it is not root's, so it may hold anything)", "remove it first")
     if not (cfg.DIR / "state").exists():
         check_machine(cfg)
         if cfg.DIR.is_dir() and (there := sorted(path.name for path in cfg.DIR.iterdir())):
@@ -1480,16 +1511,17 @@ def prepare_folder(cfg: Settings, verb: str) -> None:
     except OSError as error:
         raise Failure(f"cannot use {cfg.DIR} as the cloud's folder: {error.strerror}", "name another: nova.py VERB DIR") from None
     private_mounts(cfg)
+    if verb in TAKE_DOWN:
+        private_libvirt()
 
 
 @contextlib.contextmanager
 def only_one(verb: str) -> Iterator[None]:
     """Two at once: the second is refused."""
-    with open("/run/nova.py.lock", "a+") as lock:
+    with open(os.open("/run/nova.py.lock", os.O_RDWR | os.O_CREAT, 0o600), "r+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            lock.seek(0)
             raise Failure(f"another nova.py is at work: {lock.read().strip()}", "wait for it, or end it") from None
         lock.truncate(0)
         lock.write(f"{verb}, pid {os.getpid()}\n")

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Build the test image ami-tty (kernel, initramfs, root disk) from Debian's packages: build.py FOLDER"""
+"""Build the test image ami-tty (kernel, initramfs, root disk) from packages: build.py FOLDER KERNEL-PACKAGE"""
 
 import lzma
 import os
@@ -12,7 +12,6 @@ import tempfile
 from pathlib import Path
 
 CONF = Path(__file__).resolve().parent
-KERNEL = "linux-image-cloud-amd64"
 PROGRAMS = {  # package: its files that go into the root disk
     "busybox-static": ["usr/bin/busybox"],
     "dropbear-bin": ["usr/sbin/dropbear", "usr/bin/dropbearkey", "usr/bin/dbclient"],
@@ -37,12 +36,12 @@ def ask(*argv: str) -> str:
     return subprocess.run(argv, check=True, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"}).stdout
 
 
-def packages() -> list[str]:
+def packages(kernel: str) -> list[str]:
     """The kernel's real package, the programs, and all libraries below them, by the names this release gives them."""
-    kernel = re.findall(r"Depends: (linux-image-\S+)", ask("apt-cache", "depends", KERNEL))
+    real = re.findall(r"Depends: (linux-image-\S+)", ask("apt-cache", "depends", kernel))
     no = [f"--no-{kind}" for kind in ("recommends", "suggests", "conflicts", "breaks", "replaces", "enhances")]
     below = ask("apt-cache", "depends", "--recurse", *no, *PROGRAMS)
-    return kernel[:1] + list(PROGRAMS) + re.findall(r"^(z?lib[^\s:]+)$", below, re.MULTILINE)
+    return real[:1] + list(PROGRAMS) + re.findall(r"^(z?lib[^\s:]+)$", below, re.MULTILINE)
 
 
 def unpack(names: list[str], work: Path) -> Path:
@@ -181,15 +180,15 @@ def build_root(tree: Path, work: Path, image: Path) -> None:
     subprocess.run([*as_root, *mke2fs, "-d", folder, image, DISK_SIZE], check=True, stdout=subprocess.DEVNULL, env=env)
 
 
-def main(out: Path) -> None:
+def main(out: Path, kernel: str) -> None:
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="ami-tty-") as name:
         work = Path(name)
-        tree = unpack(packages(), work)
+        tree = unpack(packages(kernel), work)
         shutil.copyfile(next((tree / "boot").glob("vmlinuz-*")), out / "vmlinuz")
         build_initramfs(tree, work, out / "initrd")
         build_root(tree, work, out / "root.img")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])
