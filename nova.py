@@ -974,7 +974,7 @@ def no_services() -> Iterator[None]:
     units = re.findall(r"/systemd/system/([^/\s]+)$", ask("dpkg-query", "--listfiles", *sorted(new)), re.M) if new else []
     for unit in units:
         if list(Path("/etc/systemd/system").glob(f"*.*/{unit}")):
-            do("deb-systemd-helper", "disable", unit)
+            do("deb-systemd-helper", "disable", unit, env={"DPKG_MAINTSCRIPT_PACKAGE": "nova.py"})  # it insists on one
     INSTALLED_BEFORE.unlink()
 
 
