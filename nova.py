@@ -35,7 +35,6 @@ import re
 import secrets
 import shlex
 import shutil
-import signal
 import socket
 import string
 import subprocess
@@ -223,12 +222,9 @@ REFUSED: dict[tuple[str, object], str] = {
     ("USE_MYSQL", False):        "every cloud has its private MariaDB for now",
     ("LIBVIRT_TYPE", "uml"):     "libvirt (5.0) and nova (23.0) dropped user-mode Linux; use qemu",
     ("LIBVIRT_TYPE", "lxc"):     "containers are not ported yet; use qemu",
-    ("NET_MAN", "FlatManager"):      "not ported yet; use VlanManager",
-    ("NET_MAN", "FlatDHCPManager"):  "not ported yet; use VlanManager",
+    **{("NET_MAN", flat): "not ported yet; use VlanManager" for flat in ("FlatManager", "FlatDHCPManager")},
     ("TEST", True):              "not ported yet; in DIR: state/env/bin/python -m stestr run",
-    ("USE_LDAP", True):          "not ported yet",
-    ("USE_OPENDJ", True):        "not ported yet",
-    ("USE_IPV6", True):          "not ported yet",
+    **{(name, True): "not ported yet" for name in ("USE_LDAP", "USE_OPENDJ", "USE_IPV6")},
     ("FLAT_INTERFACE", ...):     "not ported yet",
     ("INSTANCES_PATH", ...):     "not ported yet; instances are in DIR/instances",
     ("LOCK_PATH", ...):          "not ported yet; locks are in DIR/state/locks",
@@ -255,7 +251,6 @@ PATHS = dict(
 # folder under DIR            owner
 FOLDERS = (
     ("instances",               ROOT),
-    ("networks",                ROOT),
     ("images",                  ROOT),
     ("state/log",               ROOT),
     ("state/run",               ROOT),
@@ -276,7 +271,7 @@ FOLDERS = (
 # What every run begins without.
 EMPTIED = (
     "state/mysql", "state/rabbit", "state/ovs", "state/nova", "state/glance/images", "state/neutron",
-    "state/libvirt/etc/qemu", "state/libvirt/lib", "state/libvirt/run", "instances", "networks",
+    "state/libvirt/etc/qemu", "state/libvirt/lib", "state/libvirt/run", "instances",
 )
 
 # libvirt is the cloud's own: a folder of the machine, and the one under DIR that the cloud's processes see there.
@@ -685,18 +680,8 @@ def cloud(cfg: Settings) -> Any:
     """A connection to the running cloud as its admin."""
     import openstack  # here: a second that most verbs need not spend
 
-    return openstack.connect(
-        auth_url=f"http://{cfg.HOST_IP}:5000/v3",
-        username="admin",
-        password=values(cfg)["ADMIN_PASSWORD"],
-        project_name="admin",
-        user_domain_name="Default",
-        project_domain_name="Default",
-        region_name="RegionOne",
-        identity_api_version="3",
-        load_yaml_config=False,
-        load_envvars=False,
-    )
+    files = openstack.config.OpenStackConfig(config_files=[f"{HOME}/clouds.yaml"], secure_files=[], load_envvars=False)
+    return openstack.connection.Connection(config=files.get_one("nova"))
 
 
 # ---- Checks: before anything is changed ----
@@ -792,12 +777,9 @@ def settings_of_run(folder: str) -> Settings:
 
 def routes() -> list[tuple[ipaddress.IPv4Network, str]]:
     """The machine's IPv4 routes and their interfaces, from /proc: ip(8) may not be there yet."""
-
-    def quad(word: str) -> ipaddress.IPv4Address:
-        return ipaddress.IPv4Address(bytes.fromhex(word)[::-1])
-
     rows = [line.split() for line in Path("/proc/net/route").read_text().splitlines()[1:]]
-    return [(ipaddress.IPv4Network(f"{quad(row[1])}/{quad(row[7])}"), row[0]) for row in rows]
+    places = [(int(row[1], 16).to_bytes(4, "little"), int(row[7], 16).bit_count()) for row in rows]
+    return [(ipaddress.IPv4Network(place), row[0]) for place, row in zip(places, rows, strict=True)]
 
 
 def distribution() -> dict[str, Any]:
@@ -993,7 +975,6 @@ def install_openstack(cfg: Settings) -> None:
     uv = (TOOL / "uv", "--quiet", "--no-config")
     env = {"UV_SYSTEM_CERTS": "1", "UV_CACHE_DIR": str(STATE / "cache/uv")}
     wanted = STATE / "cache/cloud.txt"
-    wanted.parent.mkdir(parents=True, exist_ok=True)
     into = ("--python", ENV, "--no-build-isolation", "--require-hashes", "--requirements", wanted)
     with step("Install OpenStack's environment"):
         # The distribution's python3: its python3-libvirt is built for that one.
@@ -1085,7 +1066,7 @@ def started(cfg: Settings, service: Service, *more: str) -> Iterator[None]:
         yield
     finally:
         with contextlib.suppress(ProcessLookupError, sh.ErrorReturnCode):
-            process.signal(signal.SIGTERM)
+            process.terminate()
             process.wait()
 
 
@@ -1296,19 +1277,14 @@ def upload_image(cfg: Settings) -> None:
 
 def wait_for_hosts(cfg: Settings) -> None:
     """Until an instance could be placed and wired."""
-    admin, wanted = cloud(cfg), {"nova-conductor", "nova-scheduler", "nova-compute"}
+    admin, room = cloud(cfg), "/resource_providers?resources=VCPU:1,MEMORY_MB:64,DISK_GB:1"
 
-    def services() -> set[str]:
-        return {service.binary for service in admin.compute.services() if service.state == "up"}
-
-    def room() -> object:
-        where = "/resource_providers?resources=VCPU:1,MEMORY_MB:64,DISK_GB:1"
-        return admin.placement.get(where, microversion="1.17").json()["resource_providers"]
+    def placed() -> object:
+        return admin.placement.get(room, microversion="1.17").json()["resource_providers"]
 
     with step("Wait for the compute host"):
-        wait_for("nova's services", lambda: services() >= wanted, 60)
-        wait_for("the compute host in a cell", lambda: list(admin.compute.hypervisors()), 60)
-        wait_for("the compute host in placement", room, 60)
+        wait_for("the compute host in a cell", lambda: list(admin.compute.hypervisors()), 90)
+        wait_for("the compute host in placement", placed, 60)
 
 
 def smoke_test(cfg: Settings) -> None:
@@ -1352,17 +1328,8 @@ def say_how_to_use(cfg: Settings) -> None:
     say("\nSeconds each step took (some went on side by side):")
     for what, seconds in STEPS:
         say(f"  {seconds:6.1f}  {what}")
-    say(f"""
-The cloud is up, {time.monotonic() - BEGAN:.0f} s after it was asked for.
-  APIs                {cfg.HOST_IP}    (openstack catalog list)
-  instances           {cfg.FIXED_RANGE}
-  floating addresses  {cfg.FLOATING_RANGE}
-To use it:
-  . {cfg.DIR}/novarc
-  openstack server create --image ami-tty --flavor m1.tiny --network private --wait one
-  openstack console log show one
-To see its services: sudo screen -x {cfg.SCREEN_NAME}
-To end it: sudo python3 nova.py terminate, then clean""")
+    say(f"\nThe cloud is up, {time.monotonic() - BEGAN:.0f} s after it was asked for.")
+    say(render((HERE / "conf/how-to-use.tmpl").read_text().rstrip(), cfg))
 
 
 # ---- terminate ----
