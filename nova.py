@@ -223,7 +223,7 @@ REFUSED: dict[tuple[str, object], str] = {
     ("LIBVIRT_TYPE", "uml"):     "libvirt (5.0) and nova (23.0) dropped user-mode Linux; use qemu",
     ("LIBVIRT_TYPE", "lxc"):     "containers are not ported yet; use qemu",
     **{("NET_MAN", flat): "not ported yet; use VlanManager" for flat in ("FlatManager", "FlatDHCPManager")},
-    ("TEST", True):              "not ported yet; in DIR: state/env/bin/python -m stestr run",
+    ("TEST", True):              "not ported yet",
     **{(name, True): "not ported yet" for name in ("USE_LDAP", "USE_OPENDJ", "USE_IPV6")},
     ("FLAT_INTERFACE", ...):     "not ported yet",
     ("INSTANCES_PATH", ...):     "not ported yet; instances are in DIR/instances",
@@ -233,9 +233,9 @@ CHOICES = {"LIBVIRT_TYPE": ("qemu", "kvm", "lxc", "uml"), "NET_MAN": ("VlanManag
 
 # ---- Tables: users, ports, paths ----
 
-USER       = "nova-py"     # owns every process that does not need root
+USER       = "nova-py"       # owns every process that does not need root
 GUEST_USER = "libvirt-qemu"  # owns the instances' QEMUs; libvirt does not start where nobody has this name
-ROOT       = "root"        # for what wires networks and starts instances
+ROOT       = "root"          # for what wires networks and starts instances
 
 # The cloud's folder as its processes see it (private_mounts): short enough for sockets, the same wherever DIR is.
 HOME  = Path("/run/nova.py")
@@ -334,7 +334,7 @@ SERVERS = (
 # OpenStack's own. ovn-controller (23.03) crashes where the bridges are not there yet, so it is here; keystone comes
 # first of the others, because they all ask it who is asking.
 CONTROL = (
-    Service("ovn",           ROOT, "ovn-controller $OVSDB"),
+    Service("ovn",          ROOT, "ovn-controller $OVSDB"),
     Service("keystone",     USER, f"{API} $HOST_IP:5000 --module keystone.wsgi.api:application", "http://$HOST_IP:5000/v3"),
     Service("placement",    USER, f"{API} $HOST_IP:8778 --module placement.wsgi.api:application", "http://$HOST_IP:8778/"),
     Service("network",      USER, f"{API} $HOST_IP:9696 --module neutron.wsgi.api:application", "http://$HOST_IP:9696/"),
