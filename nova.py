@@ -597,18 +597,19 @@ def private_libvirt() -> None:
 
 def cloud_of(process: int | str) -> str:
     """Which folder (device and path) a process has mounted at HOME; "" where none: no process of any cloud."""
-    mounts = Path(f"/proc/{process}/mountinfo").read_text()
-    found = re.search(rf"(\d+:\d+ \S+) {re.escape(str(HOME))} ", mounts)
-    return found[1] if found else ""
+    with contextlib.suppress(OSError):  # it has ended
+        mounts = Path(f"/proc/{process}/mountinfo").read_text()
+        if found := re.search(rf"(\d+:\d+ \S+) {re.escape(str(HOME))} ", mounts):
+            return found[1]
+    return ""
 
 
 def processes() -> list[psutil.Process]:
     """Every process of this cloud, oldest first: those that have DIR at HOME, but for nova.py and who called it."""
     mine, ours, found = {os.getpid(), *(p.pid for p in psutil.Process().parents())}, cloud_of("self"), []
     for process in psutil.process_iter():
-        with contextlib.suppress(OSError, psutil.Error):
-            if process.pid not in mine and ours and cloud_of(process.pid) == ours:
-                found.append(process)
+        if process.pid not in mine and ours and cloud_of(process.pid) == ours:
+            found.append(process)
     return sorted(found, key=lambda p: p.pid)
 
 
@@ -627,7 +628,8 @@ def end_processes(those: list[psutil.Process], seconds: float) -> None:
 
 def session(cfg: Settings) -> int:
     """The process of the screen session with our name, whoever's it is; 0 where there is none."""
-    found = re.search(rf"^\s+(\d+)\.{re.escape(cfg.SCREEN_NAME)}\s", ask("screen", "-ls", ok=(0, 1), default=""), re.M)
+    said = ask("screen", "-ls", ok=(0, 1), default="")
+    found = re.search(rf"^\s+(\d+)\.{re.escape(cfg.SCREEN_NAME)}\s(?!.*Dead)", said, re.M)
     return int(found[1]) if found else 0
 
 
@@ -747,6 +749,9 @@ def check_words(cfg: Settings) -> None:
         raise Failure(f"INTERFACE={cfg.INTERFACE}: this machine has {', '.join(netifaces.interfaces())}", code=2)
 
 
+SPECIAL = ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3")  # this net, loopback, link-local, multicast and above
+
+
 def check_ranges(cfg: Settings) -> None:
     """FLOATING_RANGE and FIXED_RANGE: valid, large enough, apart from each other and from the machine's routes."""
     networks = {}
@@ -755,9 +760,8 @@ def check_ranges(cfg: Settings) -> None:
             networks[name] = ipaddress.IPv4Network(getattr(cfg, name))
         except ValueError as error:
             raise Failure(f"{name}={getattr(cfg, name)}: not a range of IPv4 addresses ({error})", code=2) from None
-        kinds = [kind for kind in ("loopback", "multicast", "link_local", "reserved") if getattr(networks[name], f"is_{kind}")]
-        if kinds:
-            raise Failure(f"{name}={networks[name]}: these are {kinds[0]} addresses", code=2)
+        if special := [each for each in SPECIAL if networks[name].overlaps(ipaddress.IPv4Network(each))]:
+            raise Failure(f"{name}={networks[name]}: overlaps {special[0]}, which is not for machines", code=2)
         if networks[name].prefixlen > least:
             raise Failure(f"{name}={networks[name]}: too small; /{least} is the least", code=2)
     if networks["FLOATING_RANGE"].overlaps(networks["FIXED_RANGE"]):
@@ -1432,8 +1436,7 @@ def main(arguments: list[str]) -> int:
     """Carry out one verb; returns the exit code: 0 done, 1 failed, 2 usage, 130 Ctrl-C."""
     os.umask(0o022)
     log.setLevel(logging.DEBUG)
-    if "-v" in arguments:
-        log.addHandler(logging.StreamHandler())
+    log.addHandler(logging.StreamHandler() if "-v" in arguments else logging.NullHandler())
     verb, *rest = [a for a in arguments if a != "-v"]
     most = {"branch": 2, "settings": 0}.get(verb, 1)
     try:
@@ -1466,7 +1469,7 @@ def prepare_folder(cfg: Settings, verb: str) -> None:
         raise Failure(
             f"no cloud in {cfg.DIR}", f"go to the folder where it was made, or name it: sudo python3 nova.py {verb} DIR"
         )
-    if (cfg.DIR / "state").exists() and (cfg.DIR / "state").stat().st_uid != 0:
+    if os.path.lexists(state := cfg.DIR / "state") and (state.is_symlink() or state.stat().st_uid != 0):
         raise Failure(f"Refusing to use {cfg.DIR}/state (it is not root's, so it may hold anything)", "remove it first")
     if not (cfg.DIR / "state").exists():
         check_machine(cfg)
