@@ -216,18 +216,18 @@ def test_an_api_that_says_no_has_answered(site: str, code: int, answers: bool) -
 
 def test_a_port_answers_while_somebody_listens(site: str) -> None:
     place = site.removeprefix("http://")
-    assert nova.answers_now(place)
-    assert not nova.answers_now(f"127.0.0.1:{free_port()}")
+    assert nova.answers(place)
+    assert not nova.answers(f"127.0.0.1:{free_port()}")
 
 
 def test_a_socket_answers_while_somebody_listens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not nova.answers_now(str(tmp_path / "sock"))
+    assert not nova.answers(str(tmp_path / "sock"))
     monkeypatch.chdir(tmp_path)  # sockets' paths must be short
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind("sock")
         listener.listen()
         monkeypatch.setattr(nova.socket.socket, "connect", lambda s, place: socket.socket.connect_ex(s, "sock"), raising=False)
-        assert nova.answers_now(str(tmp_path / "sock"))
+        assert nova.answers(str(tmp_path / "sock"))
 
 
 def free_port() -> int:
@@ -300,13 +300,13 @@ def test_no_tun_device(cfg: nova.Settings, machine: Machine) -> None:
 
 def test_an_unknown_distribution(machine: Machine) -> None:
     machine.release = {"ID": "fedora", "VERSION_ID": "43"}
-    said = failure(nova.packages)
+    said = failure(nova.distribution)
     assert str(said) == "this is fedora-43, and conf/packages.toml knows debian-12, debian-13, ubuntu-24.04"
 
 
 def test_a_rolling_distribution_has_no_version(machine: Machine) -> None:
     machine.release = {"ID": "arch"}
-    assert str(failure(nova.packages)).startswith("this is arch-None, and ")
+    assert str(failure(nova.distribution)).startswith("this is arch-None, and ")
 
 
 @pytest.mark.parametrize("name", ["br-int", "br-ex", "ovs-netdev"])

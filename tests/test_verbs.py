@@ -30,7 +30,10 @@ NO_SESSION = '[ "$1" != -ls ] || { echo "No Sockets found"; exit 1; }'
 UNPACK = f"""d={LAST}/nova-34; /bin/mkdir -p $d/nova/db $d/bin
 echo 1 >$d/nova/api.py; echo 2 >$d/bin/tool; echo >$d/setup.cfg"""
 VENV = f'case "$*" in *" venv "*) /bin/mkdir -p {LAST}/lib/python3.11/site-packages;; esac'
-PACKAGES = "while read -r name; do echo $name installed; done <"
+PACKAGES = """case "$1" in
+    --show) while read -r name; do echo installed $name; done <ROOT/srv/packages; echo config-files procps;;
+    --listfiles) shift; for name; do [ ! -e ROOT/srv/files/$name ] || /bin/cat ROOT/srv/files/$name; done;;
+esac"""
 
 
 @pytest.fixture
@@ -41,17 +44,17 @@ def installable(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
     ready = lambda place: ("keystone.wsgi" if ":5000" in place else "mariadbd") in machine.transcript()
     monkeypatch.setattr(nova, "answers", ready)
     monkeypatch.setattr(nova, "register_services", lambda cfg: machine.fake("registered") or nova.do("registered"))
-    machine.put("/var/lib/dpkg/lock-frontend")
+    machine.put("/srv/packages", "screen\n")
     machine.put("/usr/lib/python3/dist-packages/libvirt.py")
     machine.put("/usr/lib/python3/dist-packages/libvirtmod.so")
     scripts = {
         "mount": machine.mounting(), "tar": UNPACK, "screen": NO_SESSION, "getent": "exit 2", "bash": "exec /bin/sleep 60",
-        "dpkg-query": "echo screen installed; echo procps config-files", "mariadbd": "echo mariadbd Ver 10.11",
+        "dpkg-query": PACKAGES.replace("ROOT", str(machine.root)), "mariadbd": "echo mariadbd Ver 10.11",
         nova.TOOL / "uv": VENV,
     }  # fmt: skip
     for name, script in scripts.items():
         machine.fake(name, script)
-    quiet = ["apt-get", "dpkg", "useradd", "setpriv", "mariadb", "systemctl", nova.ENV / "bin/python", sys.executable]
+    quiet = ["apt-get", "dpkg", "useradd", "setpriv", "mariadb", "deb-systemd-helper", nova.ENV / "bin/python", sys.executable]
     for name in quiet:
         machine.fake(name)
     return machine
@@ -63,8 +66,7 @@ def folder(machine: Machine) -> str:
 
 def all_there(machine: Machine) -> None:
     """From now on every package and user is there; no call is on record."""
-    machine.put("/srv/packages", "\n".join([*nova.packages(), ""]))
-    machine.fake("dpkg-query", PACKAGES + str(machine.path("/srv/packages")))
+    machine.put("/srv/packages", "\n".join([*nova.distribution()["packages"], ""]))
     machine.fake("getent", "echo there")
     machine.calls.unlink()
 
@@ -152,30 +154,49 @@ def test_packages_already_there_are_not_installed(cfg: nova.Settings, installabl
 
 @pytest.fixture
 def enabling(cfg: nova.Settings, installable: Machine) -> Path:
-    """A machine on which apt-get enables a service, and one is enabled before; the folder of the enabled."""
+    """A machine on which apt-get installs and enables a service, and one is enabled before; the folder of the enabled."""
     wants = installable.path("/etc/systemd/system/multi-user.target.wants")
-    installable.put(wants / "mine.service")
-    installable.fake("apt-get", f"[ -e {nova.POLICY} ] && echo -n >{wants}/new.service")
+    for name in ("mine", "new", "idle"):
+        unit = installable.put(f"/lib/systemd/system/{name}.service")
+        installable.put(f"/srv/files/{name}", f"/.\n/lib/systemd/system/{name}.service\n/usr/sbin/{name}\n")
+    wants.mkdir()
+    (wants / "mine.service").symlink_to(unit.with_name("mine.service"))
+    installable.put("/srv/packages", "screen\nmine\n")
+    installable.fake("apt-get", installing(installable, f"[ -e {nova.POLICY} ] || exit 1"))
     return wants
 
 
-def test_services_of_new_packages_do_not_start_and_are_disabled(enabling: Path, machine: Machine) -> None:
-    nova.install_packages()
-    assert (enabling / "new.service").exists()  # so the policy was there in time
-    assert machine.called()[-1] == "systemctl disable new.service"
+def installing(machine: Machine, then: str = "") -> str:
+    """What the fake of apt-get does: two packages with a service, of which one is enabled."""
+    unit, wants = machine.path("/lib/systemd/system/new.service"), machine.path("/etc/systemd/system/multi-user.target.wants")
+    return f"""[ "${{!#}}" = update ] || {{ printf 'new\\nidle\\n' >>{machine.path("/srv/packages")}
+/bin/ln -sf {unit} {wants}/new.service; }}
+{then}"""
+
+
+def test_services_of_new_packages_do_not_start_and_those_that_were_enabled_are_disabled(enabling: Path, machine: Machine) -> None:
+    nova.install_packages()  # fails where the policy was not there in time
+    assert (enabling / "new.service").exists()
+    assert [line for line in machine.called() if "systemd-helper" in line] == ["deb-systemd-helper disable new.service"]
     assert not nova.POLICY.exists()
+    assert not nova.INSTALLED_BEFORE.exists()
 
 
 def test_packages_cut_off_are_finished_by_the_next_call(enabling: Path, machine: Machine) -> None:
-    working = (machine.commands / "apt-get").read_text()
-    machine.fake("apt-get", f"echo -n >{enabling}/new.service; exit 100")
-    with pytest.raises(nova.Failure, match="exit code 100"):
-        nova.install_packages()
-    assert not nova.POLICY.exists()
-    all_there(machine)
-    (machine.commands / "apt-get").write_text(working)
+    machine.fake("apt-get", installing(machine, "exit 100"))
+    machine.fake("dpkg")
+    for _ in "ab":
+        with pytest.raises(nova.Failure, match="exit code 100"):
+            nova.install_packages()
+        assert not nova.POLICY.exists()
+    assert "deb-systemd-helper" not in machine.transcript()
+    machine.fake("apt-get")
+    machine.put("/srv/packages", "\n".join(["mine", "new", "idle", *nova.distribution()["packages"], ""]))
     nova.install_packages()
-    assert machine.called()[-1] == "systemctl disable new.service"
+    assert machine.called()[-1] == "deb-systemd-helper disable new.service"
+    machine.calls.unlink()
+    nova.install_packages()
+    assert [line for line in machine.called() if not line.startswith("dpkg-query --show ")] == []
 
 
 def test_the_machines_own_policy_stays(enabling: Path, machine: Machine) -> None:
@@ -221,15 +242,6 @@ def test_passwords_are_made_once_and_a_chosen_one_replaces(cfg: nova.Settings) -
     assert min(map(len, first.values())) >= 14
     nova.make_folders(nova.replace(cfg, ADMIN_PASSWORD="chosen-later"))  # noqa: S106
     assert json.loads((nova.STATE / "passwords.json").read_text()) == {**first, "ADMIN_PASSWORD": "chosen-later"}
-
-
-def test_chosen_paths_are_made_and_those_that_are_there_stay(cfg: nova.Settings, machine: Machine) -> None:
-    there, new = machine.path("/srv/there"), machine.path("/srv/new")
-    there.mkdir(parents=True)
-    nova.make_folders(nova.replace(cfg, INSTANCES_PATH=str(new), LOCK_PATH=str(there)))
-    assert new.is_dir()
-    assert machine.owners.get("/srv/new") == nova.USER
-    assert "/srv/there" not in machine.owners
 
 
 def test_keys_of_keystone_are_made_once(cfg: nova.Settings, machine: Machine) -> None:
@@ -297,7 +309,7 @@ def test_the_password_of_admin_is_in_no_command(cfg: nova.Settings, installable:
 def runnable(installable: Machine, monkeypatch: pytest.MonkeyPatch, in_order: None) -> Machine:
     """A machine on which a cloud could run. The steps that speak with the APIs are not part of it."""
     installable.fake("screen", NO_SESSION + f'; [ "$1" != -c ] || echo -n >{installable.path("/srv/session")}')
-    monkeypatch.setattr(nova, "session", lambda cfg: int(installable.path("/srv/session").exists()))
+    monkeypatch.setattr(nova, "session", lambda cfg: 4242 * installable.path("/srv/session").exists())
     monkeypatch.setattr(nova, "answers", lambda place: True)
     monkeypatch.setattr(nova, "started", lambda *_: no_service())
     for name in ("create_flavors", "create_networks", "upload_image", "wait_for_hosts", "smoke_test"):
