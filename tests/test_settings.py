@@ -60,7 +60,7 @@ def test_booleans_are_0_and_1() -> None:
     assert nova.settings_from({"SCREEN_STATUS": "1"}).SCREEN_STATUS is True
 
 
-@pytest.mark.parametrize("folder", ["/srv/two words", "/srv/$HOME", "/srv/a'b", "/srv/new\nline"])
+@pytest.mark.parametrize("folder", ["/srv/two words", "/srv/$HOME", "/srv/a'b", "/srv/new\nline", "/srv/m\u00fcller"])
 def test_a_folder_that_services_would_trip_over_is_refused(folder: str) -> None:
     with pytest.raises(nova.Failure, match="letters, digits") as caught:
         nova.settings_from({}, folder)
@@ -103,6 +103,11 @@ WRONG = [
     ("ADMIN_PASSWORD", "with@host/x", f"ADMIN_PASSWORD: {SHORT}"),
     ("FLOATING_RANGE", "10.6.0.0/30", "FLOATING_RANGE=10.6.0.0/30: too small; /29 is the least"),
     ("FIXED_RANGE", "10.0.0.0/29", "FIXED_RANGE=10.0.0.0/29: too small; /28 is the least"),
+    ("FLOATING_RANGE", "127.0.0.0/24", "FLOATING_RANGE=127.0.0.0/24: these are loopback addresses"),
+    ("FIXED_RANGE", "127.6.0.0/16", "FIXED_RANGE=127.6.0.0/16: these are loopback addresses"),
+    ("FLOATING_RANGE", "239.1.0.0/24", "FLOATING_RANGE=239.1.0.0/24: these are multicast addresses"),
+    ("FIXED_RANGE", "169.254.0.0/24", "FIXED_RANGE=169.254.0.0/24: these are link_local addresses"),
+    ("FIXED_RANGE", "240.0.0.0/24", "FIXED_RANGE=240.0.0.0/24: these are reserved addresses"),
     ("FIXED_RANGE", "10.6.0.0/16", "FLOATING_RANGE=10.6.0.0/27: overlaps FIXED_RANGE=10.6.0.0/16"),
     ("FLOATING_RANGE", "10.0.0.0/29", "FLOATING_RANGE=10.0.0.0/29: overlaps FIXED_RANGE=10.0.0.0/24"),
     ("FIXED_RANGE", "192.0.0.0/16", "FIXED_RANGE=192.0.0.0/16: this machine has a route to 192.0.2.0/24 through eth0"),

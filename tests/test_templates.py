@@ -171,7 +171,9 @@ def test_novarc_sets_todays_names_and_nova_shs(made: nova.Settings, real: Callab
     assert {old: found[f"NOVA_{old}"] for old in names} == {old: found[f"OS_{new}"] for old, new in names.items()}
     assert found["OS_AUTH_URL"] == "http://192.0.2.10:5000/v3"
     assert (found["OS_USERNAME"], found["OS_PASSWORD"]) == ("admin", "the-admin-password")
-    assert found["PATH"].startswith(f"{nova.HOME}/state/env/bin:/a/path:")  # from wherever it is sourced
+    assert found["PATH"].startswith("/a/path:")  # the machine's own commands come first
+    assert found["PATH"].endswith(f":{made.DIR}/state/env/bin")  # from wherever it is sourced
+    assert found["no_proxy"] == "192.0.2.10,"
 
 
 def test_a_windows_path_begins_with_the_clouds_own_programs(

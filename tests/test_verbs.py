@@ -147,7 +147,7 @@ def test_install_again_changes_nothing(installable: Machine, in_order: None) -> 
 
 def test_packages_already_there_are_not_installed(cfg: nova.Settings, installable: Machine) -> None:
     nova.install_packages()
-    install = installable.called()[-1].split()
+    install = next(line for line in installable.called() if " install " in line).split()
     assert "procps" in install  # its configuration is there, the package is not
     assert "screen" not in install
 
@@ -169,8 +169,9 @@ def enabling(cfg: nova.Settings, installable: Machine) -> Path:
 def installing(machine: Machine, then: str = "") -> str:
     """What the fake of apt-get does: two packages with a service, of which one is enabled."""
     unit, wants = machine.path("/lib/systemd/system/new.service"), machine.path("/etc/systemd/system/multi-user.target.wants")
-    return f"""[ "${{!#}}" = update ] || {{ printf 'new\\nidle\\n' >>{machine.path("/srv/packages")}
-/bin/ln -sf {unit} {wants}/new.service; }}
+    return f"""[ "${{!#}}" != update ] || exit 0
+printf 'new\\nidle\\n' >>{machine.path("/srv/packages")}
+/bin/ln -sf {unit} {wants}/new.service
 {then}"""
 
 
@@ -191,12 +192,30 @@ def test_packages_cut_off_are_finished_by_the_next_call(enabling: Path, machine:
         assert not nova.POLICY.exists()
     assert "deb-systemd-helper" not in machine.transcript()
     machine.fake("apt-get")
-    machine.put("/srv/packages", "\n".join(["mine", "new", "idle", *nova.distribution()["packages"], ""]))
+    machine.put("/srv/packages", "\n".join(["screen", "mine", "new", "idle", *nova.distribution()["packages"], ""]))
     nova.install_packages()
     assert machine.called()[-1] == "deb-systemd-helper disable new.service"
+    assert not nova.INSTALLED_BEFORE.exists()
     machine.calls.unlink()
     nova.install_packages()
     assert [line for line in machine.called() if not line.startswith("dpkg-query --show ")] == []
+
+
+def test_a_machine_without_systemd_has_nothing_to_disable(cfg: nova.Settings, installable: Machine) -> None:
+    installable.without("systemctl", "deb-systemd-helper")
+    installable.path("/etc/systemd/system").rmdir()
+    installable.put("/srv/files/new", "/lib/systemd/system/new.service\n")
+    installable.fake("apt-get", f'[ "${{!#}}" = update ] || echo new >>{installable.path("/srv/packages")}')
+    nova.install_packages()
+    assert "--listfiles new" in installable.transcript()
+    assert not nova.INSTALLED_BEFORE.exists()
+
+
+def test_what_was_installed_before_is_not_touched_by_an_upgrade(enabling: Path, machine: Machine) -> None:
+    machine.fake("apt-get")
+    nova.install_packages()
+    assert (enabling / "mine.service").exists()
+    assert "deb-systemd-helper" not in machine.transcript()
 
 
 def test_the_machines_own_policy_stays(enabling: Path, machine: Machine) -> None:
@@ -231,8 +250,8 @@ def test_users_that_are_there_are_not_made_again(cfg: nova.Settings, installable
 def test_folders_have_their_owner_and_services_folders_are_private(cfg: nova.Settings, machine: Machine) -> None:
     nova.make_folders(cfg)
     assert {name: machine.owners[f"/run/nova.py/{name}"] for name, _ in nova.FOLDERS} == dict(nova.FOLDERS)
-    modes = {(nova.HOME / name).stat().st_mode & 0o777 for name, owner in nova.FOLDERS if owner == nova.USER}
-    assert modes == {0o700}
+    modes = {(owner, (nova.HOME / name).stat().st_mode & 0o777) for name, owner in nova.FOLDERS}
+    assert modes == {(nova.USER, 0o700), (nova.ROOT, 0o711)}
 
 
 def test_passwords_are_made_once_and_a_chosen_one_replaces(cfg: nova.Settings) -> None:
@@ -279,6 +298,17 @@ def test_databases_are_made_again_when_what_is_in_them_changed(
     nova.make_folders(changed)
     nova.make_databases(changed)
     assert ("mariadb-install-db" in machine.transcript()) == again
+
+
+def test_databases_are_made_again_when_a_migration_changed(filled: nova.Settings, machine: Machine) -> None:
+    migration = machine.put(nova.HOME / "nova/db/main/1.py", "one")
+    nova.make_databases(filled)
+    machine.calls.unlink()
+    nova.make_databases(filled)
+    assert "mariadb-install-db" not in machine.transcript()
+    migration.write_text("two")
+    nova.make_databases(filled)
+    assert "mariadb-install-db" in machine.transcript()
 
 
 def test_databases_that_could_not_be_filled_are_made_again(filled: nova.Settings, machine: Machine) -> None:
@@ -375,9 +405,12 @@ def test_run_ends_the_cloud_when_its_session_has_ended(
     for name in ("terminate", "clean"):
         monkeypatch.setattr(nova, name, lambda cfg, name=name: seen.append(name))
     monkeypatch.setattr(nova, "run_detached", lambda cfg: None)
-    machine.fake("screen", SESSION if lives else NO_SESSION)
+    ended = machine.path("/srv/ended")
+    end = f'[ "${{!#}}" != -x ] || echo >{ended}'
+    machine.fake("screen", SESSION if lives else f"[ -e {ended} ] && {{ {NO_SESSION}; }} || {{ {SESSION}; }}; {end}")
     nova.run(cfg)
-    assert machine.called()[:2] == ["screen -S nova -X select test", "screen -S nova -x"]
+    acts = [line for line in machine.called() if line != "screen -ls"]
+    assert acts == ["screen -S 4242.nova -X select test", "screen -S 4242.nova -x"]
     assert seen == calls
 
 
@@ -407,10 +440,10 @@ def test_the_status_line_can_be_switched_off(
 
 
 def test_a_window_is_a_shell_that_begins_with_its_service(cfg: nova.Settings, fake: Fake, machine: Machine) -> None:
-    fake("screen")
+    fake("screen", SESSION)
     died = machine.put(nova.STATE / "run/w.died")
     nova.open_window(cfg, nova.Service("w", nova.USER, "serve --at $HOST_IP 'two words'"))
-    assert machine.transcript() == "screen -S nova -X screen -t w bash --rcfile /run/nova.py/state/run/w.rc -i\n"
+    assert machine.called()[1:] == ["screen -S 4242.nova -X screen -t w bash --rcfile /run/nova.py/state/run/w.rc -i"]
     command = f"keep w {nova.USER} serve --at 192.0.2.10 'two words'"
     lines = (nova.STATE / "run/w.rc").read_text().splitlines()
     assert lines == [f". {nova.CONF}/window", f"history -s {nova.shlex.quote(command)}", command]
@@ -425,7 +458,8 @@ def test_bridges(cfg: nova.Settings, fake: Fake, machine: Machine, expect: Expec
     fake("sysctl", '[ "$1" != -n ] || echo 0')
     nova.create_bridges(cfg)
     expect(f"bridges-{datapath}")
-    undo = ["ip link delete br-ex", "ip link delete br-int", *(["ip link delete ovs-netdev"] * (datapath == "userspace"))]
+    undo = [f"ip link delete {name}" for name in ("br-ex", "br-int", "ovs-netdev")]
+    undo += ["ovs-dpctl del-dp system@ovs-system"] * (datapath == "kernel")
     assert (nova.STATE / "record").read_text().splitlines() == [
         *undo, "sysctl -qw net.ipv4.ip_forward=0", "nft delete table ip nova_py",
     ]  # fmt: skip
@@ -503,23 +537,43 @@ def made(machine: Machine, fake: Fake) -> Machine:
     return machine
 
 
+INSTANCES = '[ "$1" = list ] && printf "instance-1\\ninstance-2\\n\\n"; [ "$*" != "destroy instance-1" ]'
+
+
 @pytest.mark.parametrize("libvirt", [True, False])
-def test_terminate_without_an_api(
+def test_terminate_without_a_cloud_asks_no_api(
     made: Machine, fake: Fake, expect: Expect, monkeypatch: pytest.MonkeyPatch, libvirt: bool
 ) -> None:
-    def answers(place: str) -> bool:
-        if libvirt and place == "/run/libvirt/libvirt-sock":
-            return True
-        raise ConnectionRefusedError
-
-    monkeypatch.setattr(nova, "answers", answers)
-    fake("virsh", '[ "$1" = list ] && printf "instance-1\\ninstance-2\\n\\n"; [ "$*" != "destroy instance-1" ]')
+    asked = []
+    monkeypatch.setattr(nova, "answers", lambda place: asked.append(place) or libvirt)
+    fake("virsh", INSTANCES)
     assert nova.main(["terminate", folder(made)]) == 0
     expect("terminate" if libvirt else "terminate-nothing")
+    assert asked == ["/run/libvirt/libvirt-sock"]  # the API that listens may be another cloud's
+
+
+@pytest.fixture
+def of_ours(machine: Machine, process: Any) -> int:
+    """A process of this cloud."""
+    pid: int = process()
+    machine.has_cloud("self")
+    machine.has_cloud(pid)
+    return pid
+
+
+def test_terminate_falls_back_to_libvirt(
+    cfg: nova.Settings, of_ours: int, admin: MagicMock, fake: Fake, machine: Machine, monkeypatch: Any, capsys: Any
+) -> None:
+    monkeypatch.setattr(nova, "answers", lambda place: True)
+    admin.compute.servers.side_effect = ValueError("HTTP 503")
+    fake("virsh", INSTANCES)
+    nova.terminate(cfg)
+    assert machine.called()[1:4:2] == ["virsh destroy instance-1", "virsh destroy instance-2"]
+    assert "The APIs did not end them (ValueError: HTTP 503); so libvirt does.\n" in capsys.readouterr().err
 
 
 def test_terminate_through_the_api_waits_until_they_are_gone(
-    cfg: nova.Settings, admin: MagicMock, monkeypatch: pytest.MonkeyPatch
+    cfg: nova.Settings, of_ours: int, admin: MagicMock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nova, "answers", lambda place: place.startswith(f"http://{cfg.HOST_IP}:8774"))
     monkeypatch.setattr(nova, "destroy_domains", lambda: None)
@@ -537,6 +591,12 @@ def test_taking_down_does_not_depend_on_how_the_machine_looks_by_now(cfg: nova.S
     nova.make_folders(chosen)
     machine.addresses, machine.gateway = {"lo": "127.0.0.1"}, ""
     assert nova.settings_of_run(str(cfg.DIR)) == nova.replace(chosen, MYSQL_PASS="", ADMIN_PASSWORD="")
+
+
+def test_a_setting_that_this_nova_py_does_not_know_stops_nothing(made: Machine) -> None:
+    made.put("/home/me/nova/state/settings.json", json.dumps({"SCREEN_NAME": "mine", "USE_SOMETHING": True}))
+    assert nova.main(["clean", folder(made)]) == 0
+    assert nova.settings_of_run(folder(made)).SCREEN_NAME == "mine"
 
 
 # ---- clean ----
@@ -607,12 +667,12 @@ def test_openstack_ends_before_what_it_stands_on(
 
 @pytest.fixture
 def session(machine: Machine, process: Any) -> Callable[[str], None]:
-    """session(folder): there is a screen session, of the cloud in that folder."""
+    """session(folder): there is a screen session, of the cloud in that folder; "": of no cloud."""
 
     def start(folder: str) -> None:
         pid = process()
         machine.has_cloud("self")
-        machine.has_cloud(pid, folder)
+        machine.has_cloud(pid, folder) if folder else machine.put(f"/proc/{pid}/mountinfo")
         machine.fake("screen", SESSION.replace("4242", str(pid)))
 
     return start
@@ -624,7 +684,22 @@ def test_clean_ends_the_session_when_it_is_ours(
 ) -> None:
     session(folder)
     nova.take_down(cfg)
-    assert ("screen -S nova -X quit\n" in machine.transcript()) == quit
+    asked = [line for line in machine.called() if line != "screen -ls"]
+    assert bool(asked) == quit
+    assert all(re.fullmatch(r"screen -S \d+\.nova -X quit", line) for line in asked)
+
+
+def test_a_session_with_a_longer_name_is_not_ours(cfg: nova.Settings, of_ours: int, machine: Machine) -> None:
+    machine.fake("screen", SESSION.replace("4242.nova", f"{of_ours}.nova2"))
+    nova.take_down(cfg)
+    assert set(machine.called()) == {"screen -ls"}
+
+
+@pytest.mark.parametrize("others", ["12.nova2", "12.my.nova", "12.nova-b"])
+def test_a_session_is_addressed_so_that_no_other_could_be_meant(cfg: nova.Settings, machine: Machine, others: str) -> None:
+    machine.fake("screen", SESSION.replace("\\t4242", f"\\t{others}\\t(Detached)\\n\\t4242"))
+    nova.to_screen(cfg, "select", "test")
+    assert machine.called() == ["screen -ls", "screen -S 4242.nova -X select test"]
 
 
 # ---- scrub ----
@@ -632,13 +707,14 @@ def test_clean_ends_the_session_when_it_is_ours(
 
 @pytest.fixture
 def traces(made: Machine, fake: Fake) -> Machine:
-    """A machine on which a cloud left its record, two taps and a domain; one tap and one bridge are somebody else's."""
+    """A machine on which a cloud left its record, two taps and a domain; the other devices are somebody else's."""
     made.put(
         "/home/me/nova/state/record", "ip link delete br-ex\nsysctl -qw net.ipv4.ip_forward=0\nnft delete table ip nova_py\n"
     )
     made.put("/home/me/nova/state/libvirt/etc/qemu/instance-1.xml")
     for name, address, tap in (
         ("tap1", "fa:6e:70:00:00:01", True), ("tap2", "fe:16:3e:00:00:01", True), ("br0", "fa:6e:70:00:00:02", False),
+        ("tap3", "fe:6e:70:00:00:03", True), ("vnet1", "fe:6e:70:00:00:04", True),
     ):  # fmt: skip
         made.put(f"/sys/class/net/{name}/address", f"{address}\n")
         if tap:
@@ -674,6 +750,21 @@ def test_the_record_is_undone_last_first_and_a_failure_does_not_stop_it(cfg: nov
     assert (nova.STATE / "record").read_text() == ""
 
 
+def test_a_line_of_the_record_that_was_cut_off_stops_nothing(traces: Machine) -> None:
+    record = traces.path("/home/me/nova/state/record")
+    record.write_text(record.read_text() + "ip link delete 'br-i")
+    assert nova.main(["scrub", folder(traces)]) == 0
+    assert traces.called()[-3:] == ["ip link delete br-ex", "ip link delete tap1", "ip link delete tap3"]
+    assert not record.exists()
+
+
+@pytest.mark.parametrize(("content", "stays"), [(nova.NO_SERVICES, False), ("#!/bin/sh\nexit 101\n", True)])
+def test_a_policy_that_install_left_is_removed_and_no_other(traces: Machine, content: str, stays: bool) -> None:
+    traces.put("/usr/sbin/policy-rc.d", content)
+    assert nova.main(["scrub", folder(traces)]) == 0
+    assert nova.POLICY.exists() == stays
+
+
 def test_an_undoing_that_is_cut_off_goes_on_where_it_was(
     cfg: nova.Settings, fake: Fake, machine: Machine, monkeypatch: Any
 ) -> None:
@@ -705,18 +796,43 @@ def test_a_run_that_was_cut_off_is_taken_down_first(cfg: nova.Settings, machine:
     assert machine.called()[-1] == "ip link delete br-ex"
 
 
-@pytest.mark.parametrize(("up", "ours", "refused"), [(True, True, "clean"), (False, False, "-X quit"), (False, True, "")])
-def test_a_session_of_that_name(session: Any, cfg: nova.Settings, up: bool, ours: bool, refused: str) -> None:
-    session("/home/me/nova" if ours else "/home/you/nova")
+def test_a_cloud_that_is_up_is_in_the_way(session: Any, cfg: nova.Settings) -> None:
+    session("/home/me/nova")
+    nova.make_folders(cfg)
+    (nova.STATE / "run/up").touch()
+    for name in ("nova", "another"):  # the one folder has one cloud, whatever its session is named
+        with pytest.raises(nova.Failure) as caught:
+            nova.refuse_if_running(nova.replace(cfg, SCREEN_NAME=name))
+        assert str(caught.value) == "screen named 'nova' already exists!"
+        assert caught.value.hint.splitlines() == [
+            "attach to it with: sudo screen -x nova",
+            "  end it with: sudo python3 nova.py terminate, then clean",
+        ]
+
+
+def test_a_cloud_that_is_half_made_is_not_in_the_way(session: Any, cfg: nova.Settings) -> None:
+    session("/home/me/nova")
+    nova.refuse_if_running(cfg)
+
+
+def test_a_cloud_that_was_up_before_the_machine_was_started_is_not_in_the_way(cfg: nova.Settings, fake: Fake) -> None:
+    fake("screen", NO_SESSION)
+    (nova.STATE / "run/up").touch()
+    nova.refuse_if_running(cfg)
+
+
+@pytest.mark.parametrize("up", [True, False])
+@pytest.mark.parametrize(("folder", "whose"), [("/home/you/nova", "/home/you/nova"), ("", "another program")])
+def test_a_session_of_our_name_that_is_not_ours_is_named(
+    session: Any, cfg: nova.Settings, up: bool, folder: str, whose: str
+) -> None:
+    session(folder)
     if up:
         (nova.STATE / "run/up").touch()
-    if not refused:
+    with pytest.raises(nova.Failure) as caught:
         nova.refuse_if_running(cfg)
-        return
-    with pytest.raises(nova.Failure, match="screen named 'nova' already exists!") as caught:
-        nova.refuse_if_running(cfg)
-    assert caught.value.hint.startswith("attach to it with: sudo screen -x nova\n")
-    assert caught.value.hint.endswith(refused)
+    assert str(caught.value) == f"screen named 'nova' already exists, of {whose}!"
+    assert caught.value.hint == "choose another SCREEN_NAME, or end that one"
 
 
 @pytest.mark.parametrize(
