@@ -172,9 +172,9 @@ class Machine:
         """Stands in for os.open, which nova.py's lock is made with."""
         return REAL_OPEN(self.path(file) if str(file).startswith("/run/") else file, *arguments, **options)
 
-    def stat(self, path: Path, **options: Any) -> os.stat_result:
+    def stat(self, path: Path, follow_symlinks: bool) -> os.stat_result:
         """Stands in for Path.stat: everything is root's but for what was given away."""
-        seen = list(REAL_STAT(path, **options))
+        seen = list(REAL_STAT(path, follow_symlinks=follow_symlinks))
         seen[4] = self.uids.get(str(path), 0)
         return os.stat_result(seen)
 
@@ -282,7 +282,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
     monkeypatch.setattr(os, "chown", machine.give)
     monkeypatch.setattr(os, "open", machine.os_open)
     monkeypatch.setattr(pwd, "getpwnam", machine.getpwnam)
-    monkeypatch.setattr(Path, "stat", lambda path, **options: machine.stat(path, **options))
+    monkeypatch.setattr(Path, "stat", lambda path, *, follow_symlinks=True: machine.stat(path, follow_symlinks))
     monkeypatch.setattr(socket, "gethostname", lambda: "testhost")
     monkeypatch.setattr(platform, "freedesktop_os_release", lambda: machine.release)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=int(machine.memory * 2**30)))

@@ -456,9 +456,7 @@ def test_an_error_before_there_is_a_log_is_told_in_a_line(
 
 
 @pytest.mark.parametrize("verb", ["install", "clean"])
-def test_apis_are_not_asked_through_a_proxy(
-    cfg: nova.Settings, fake: Fake, monkeypatch: pytest.MonkeyPatch, verb: str
-) -> None:
+def test_apis_are_not_asked_through_a_proxy(cfg: nova.Settings, fake: Fake, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
     nova.make_folders(nova.replace(cfg, HOST_IP="198.51.100.7"))
     fake("mount")
     monkeypatch.setenv("HOST_IP", "198.51.100.7" if verb == "install" else "")
@@ -536,7 +534,7 @@ def test_what_root_mounts_nobody_else_sees_and_it_keeps_nobodys_mounts(
     monkeypatch.setenv("NOVA_PY_PRIVATE", "")
     nova.bootstrap()
     own = [f"{tmp_path}/.tool/env/bin/python", f"{tmp_path}/nova.py", "clean", "two words"]
-    assert seen == [[*"unshare --mount --propagation slave".split(), *own] if root else own]
+    assert seen == [["unshare", "--mount", "--propagation", "slave", *own] if root else own]
     nova.bootstrap()  # what was started again goes on
     assert len(seen) == 1
 
@@ -546,21 +544,22 @@ def test_two_first_calls_make_the_environment_once(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(nova, "HERE", tmp_path)
     monkeypatch.setattr(nova, "TOOL", tmp_path / ".tool")
     monkeypatch.setattr(os, "execvp", lambda *_: None)
-    made = []
+    monkeypatch.setattr(os, "environ", {})
+    made, both = [], threading.Event()
 
     def make() -> None:
         made.append("made")
+        both.wait(10)
         time.sleep(0.1)
         (tmp_path / ".tool/env/bin").mkdir(parents=True)
         (tmp_path / ".tool/env/bin/python").write_text("")
         (tmp_path / ".tool/made-from").write_text("the lock")
 
     monkeypatch.setattr(nova, "make_tool_environment", make)
-    monkeypatch.setattr(nova.os, "environ", {})  # each has its own
     threads = [threading.Thread(target=nova.bootstrap) for _ in "ab"]
     for thread in threads:
         thread.start()
-        nova.os.environ.clear()
+    both.set()
     for thread in threads:
         thread.join()
     assert made == ["made"]

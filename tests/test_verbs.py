@@ -561,12 +561,13 @@ def of_ours(machine: Machine, process: Any) -> int:
     return pid
 
 
+@pytest.mark.usefixtures("of_ours")
 def test_terminate_falls_back_to_libvirt(
-    cfg: nova.Settings, of_ours: int, admin: MagicMock, fake: Fake, machine: Machine, monkeypatch: Any, capsys: Any
+    cfg: nova.Settings, admin: MagicMock, machine: Machine, monkeypatch: Any, capsys: Any
 ) -> None:
     monkeypatch.setattr(nova, "answers", lambda place: True)
     admin.compute.servers.side_effect = ValueError("HTTP 503")
-    fake("virsh", INSTANCES)
+    machine.fake("virsh", INSTANCES)
     nova.terminate(cfg)
     assert machine.called()[1:4:2] == ["virsh destroy instance-1", "virsh destroy instance-2"]
     assert "The APIs did not end them (ValueError: HTTP 503); so libvirt does.\n" in capsys.readouterr().err
