@@ -178,7 +178,9 @@ printf 'new\\nidle\\n' >>{machine.path("/srv/packages")}
 def test_services_of_new_packages_do_not_start_and_those_that_were_enabled_are_disabled(enabling: Path, machine: Machine) -> None:
     nova.install_packages()  # fails where the policy was not there in time
     assert (enabling / "new.service").exists()
-    assert [line for line in machine.called() if "systemd-helper" in line] == ["deb-systemd-helper disable new.service"]
+    assert [line for line in machine.called() if "systemd-helper" in line] == [
+        "DPKG_MAINTSCRIPT_PACKAGE=nova.py deb-systemd-helper disable new.service"
+    ]
     assert not nova.POLICY.exists()
     assert not nova.INSTALLED_BEFORE.exists()
 
@@ -194,7 +196,7 @@ def test_packages_cut_off_are_finished_by_the_next_call(enabling: Path, machine:
     machine.fake("apt-get")
     machine.put("/srv/packages", "\n".join(["screen", "mine", "new", "idle", *nova.distribution()["packages"], ""]))
     nova.install_packages()
-    assert machine.called()[-1] == "deb-systemd-helper disable new.service"
+    assert machine.called()[-1] == "DPKG_MAINTSCRIPT_PACKAGE=nova.py deb-systemd-helper disable new.service"
     assert not nova.INSTALLED_BEFORE.exists()
     machine.calls.unlink()
     nova.install_packages()
