@@ -9,6 +9,8 @@ import difflib
 import json
 import os
 import platform
+import pwd
+import re
 import shlex
 import shutil
 import socket
@@ -27,7 +29,7 @@ import nova
 
 EXPECTED = Path(__file__).parent / "expected"
 REAL_PATH = "/usr/sbin:/usr/bin:/sbin:/bin:" + os.environ["PATH"]  # the distribution's own first
-REAL_COMMAND = sh.Command.__init__
+REAL_COMMAND, REAL_OPEN, REAL_STAT = sh.Command.__init__, os.open, Path.stat
 everybodys_connections = psutil.net_connections
 
 
@@ -131,6 +133,7 @@ ROUTES = (
     "eth0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\n"
     "eth0\t000200C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\n"
 )
+UIDS = {"root": 0, "nova-py": 998, "libvirt-qemu": 64055}
 ADDRESSES = {"lo": "127.0.0.1", "eth0": "192.0.2.10", "eth1": "198.51.100.7", "eth2": ""}
 
 
@@ -141,12 +144,14 @@ class Machine:
         self.root, self.commands, self.calls = folder / "machine", folder / "commands", folder / "calls"
         self.absent: set[str] = set()
         self.owners: dict[str, str] = {}
+        self.uids: dict[str, int] = {}
         self.memory, self.disk, self.listening = 8.0, 40.0, list[Any]()  # GiB, GiB, psutil's connections
         self.release = {"ID": "debian", "VERSION_ID": "12"}
         self.gateway = "eth0"
         self.addresses = dict(ADDRESSES)
         self.commands.mkdir()
-        for name in ("etc/systemd/system", "usr/sbin", "usr/lib/python3/dist-packages", "run", "sys/class/net", "srv"):
+        folders = "etc/systemd/system usr/sbin usr/lib/python3/dist-packages run sys/class/net srv var/lib/dpkg"
+        for name in folders.split():
             (self.root / name).mkdir(parents=True)
         self.put("/proc/net/route", ROUTES)
         self.put("/proc/self/mountinfo")
@@ -162,6 +167,16 @@ class Machine:
     def open(self, file: Any, mode: str = "r") -> Any:
         """Stands in for nova.py's open."""
         return open(self.path(file) if isinstance(file, str) else file, mode)
+
+    def os_open(self, file: Any, *arguments: Any, **options: Any) -> int:
+        """Stands in for os.open, which nova.py's lock is made with."""
+        return REAL_OPEN(self.path(file) if str(file).startswith("/run/") else file, *arguments, **options)
+
+    def stat(self, path: Path, follow_symlinks: bool) -> os.stat_result:
+        """Stands in for Path.stat: everything is root's but for what was given away."""
+        seen = list(REAL_STAT(path, follow_symlinks=follow_symlinks))
+        seen[4] = self.uids.get(str(path), 0)
+        return os.stat_result(seen)
 
     def put(self, path: Any, content: str = "") -> Path:
         """A file, and the folders on the way to it."""
@@ -185,8 +200,16 @@ class Machine:
         """This process has a cloud's folder at HOME."""
         self.put(f"/proc/{process}/mountinfo", f"36 35 8:1 {folder} {nova.HOME} rw,relatime - ext4 /dev/sda1 rw\n")
 
-    def give(self, path: Any, user: Any, _group: Any = None) -> None:
-        self.owners[str(Path(path)).removeprefix(str(self.root))] = str(user)
+    def give(self, path: Any, uid: int, gid: int, *, follow_symlinks: bool) -> None:
+        """Stands in for os.chown."""
+        assert not follow_symlinks, "what a user's link leads to would be given away"
+        name = next((name for name, number in UIDS.items() if number == uid == gid), str(uid))
+        self.owners[str(Path(path)).removeprefix(str(self.root))] = name
+        self.uids[str(path)] = uid
+
+    def getpwnam(self, name: str) -> Any:
+        """Stands in for pwd.getpwnam."""
+        return SimpleNamespace(pw_uid=UIDS[name], pw_gid=UIDS[name])
 
     def called(self) -> list[str]:
         """Every call so far, as shell: what was added to the environment, the words, the input."""
@@ -203,7 +226,7 @@ class Machine:
         return f'case "$1$3" in --bind{self.root}/*) {bind};; esac; exit 0'
 
     def line(self, environment: str, words: str, text: str) -> str:
-        own = {"PATH", "LC_ALL", "COLUMNS", "LINES", "PYTEST_CURRENT_TEST"}
+        own = {"PATH", "LC_ALL", "no_proxy", "COLUMNS", "LINES", "PYTEST_CURRENT_TEST"}
         added = [f"{n}={shlex.quote(v)}" for n, _, v in (e.partition("=") for e in environment.split("\x1f")[:-1])
                  if n not in own]  # fmt: skip
         line = " ".join([*sorted(added), shlex.join(words.split("\x1f")[:-1])])
@@ -231,7 +254,7 @@ def moved(value: Any, machine: Machine) -> Any:
     if isinstance(value, Path):
         return machine.path(value)
     if isinstance(value, str):
-        return str(machine.path(value)) if value.startswith("/") else value.replace("/run/nova.py", str(nova.HOME))
+        return str(machine.path(value)) if re.fullmatch(r"/[\w./-]+", value) else value.replace("/run/nova.py", str(nova.HOME))
     if isinstance(value, dict):
         return {key: moved(item, machine) for key, item in value.items()}
     return tuple(moved(item, machine) for item in value) if type(value) is tuple else value
@@ -256,8 +279,10 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
     monkeypatch.setattr(nova, "Path", machine.path)
     monkeypatch.setattr(nova, "open", machine.open, raising=False)
     monkeypatch.setattr(nova, "netifaces", machine.netifaces())
-    monkeypatch.setattr(os, "chown", lambda path, uid, gid: machine.give(path, uid))
-    monkeypatch.setattr(shutil, "chown", machine.give)
+    monkeypatch.setattr(os, "chown", machine.give)
+    monkeypatch.setattr(os, "open", machine.os_open)
+    monkeypatch.setattr(pwd, "getpwnam", machine.getpwnam)
+    monkeypatch.setattr(Path, "stat", lambda path, *, follow_symlinks=True: machine.stat(path, follow_symlinks))
     monkeypatch.setattr(socket, "gethostname", lambda: "testhost")
     monkeypatch.setattr(platform, "freedesktop_os_release", lambda: machine.release)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=int(machine.memory * 2**30)))
@@ -268,6 +293,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
     monkeypatch.setattr(nova, "LOG_FILE", [])
     for name in list(os.environ):
         monkeypatch.delenv(name)
+    monkeypatch.setenv("no_proxy", "")  # so that what nova.py puts there is gone after the test
+    monkeypatch.delenv("no_proxy")
     monkeypatch.setenv("PATH", str(machine.commands))
     monkeypatch.setattr(sh.Command, "__init__", lambda *a, **k: command(machine, *a, **k))
     monkeypatch.setattr(GUARD, "folder", tmp_path)

@@ -204,7 +204,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def site() -> Iterator[str]:
     """A real HTTP server that answers /CODE with that code."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
 
@@ -216,18 +216,18 @@ def test_an_api_that_says_no_has_answered(site: str, code: int, answers: bool) -
 
 def test_a_port_answers_while_somebody_listens(site: str) -> None:
     place = site.removeprefix("http://")
-    assert nova.answers_now(place)
-    assert not nova.answers_now(f"127.0.0.1:{free_port()}")
+    assert nova.answers(place)
+    assert not nova.answers(f"127.0.0.1:{free_port()}")
 
 
 def test_a_socket_answers_while_somebody_listens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not nova.answers_now(str(tmp_path / "sock"))
+    assert not nova.answers(str(tmp_path / "sock"))
     monkeypatch.chdir(tmp_path)  # sockets' paths must be short
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind("sock")
         listener.listen()
         monkeypatch.setattr(nova.socket.socket, "connect", lambda s, place: socket.socket.connect_ex(s, "sock"), raising=False)
-        assert nova.answers_now(str(tmp_path / "sock"))
+        assert nova.answers(str(tmp_path / "sock"))
 
 
 def free_port() -> int:
@@ -300,13 +300,13 @@ def test_no_tun_device(cfg: nova.Settings, machine: Machine) -> None:
 
 def test_an_unknown_distribution(machine: Machine) -> None:
     machine.release = {"ID": "fedora", "VERSION_ID": "43"}
-    said = failure(nova.packages)
+    said = failure(nova.distribution)
     assert str(said) == "this is fedora-43, and conf/packages.toml knows debian-12, debian-13, ubuntu-24.04"
 
 
 def test_a_rolling_distribution_has_no_version(machine: Machine) -> None:
     machine.release = {"ID": "arch"}
-    assert str(failure(nova.packages)).startswith("this is arch-None, and ")
+    assert str(failure(nova.distribution)).startswith("this is arch-None, and ")
 
 
 @pytest.mark.parametrize("name", ["br-int", "br-ex", "ovs-netdev"])
@@ -425,6 +425,144 @@ def test_ctrl_c(machine: Machine, capsys: pytest.CaptureFixture[str], monkeypatc
     monkeypatch.setattr(nova, "prepare_folder", lambda cfg, verb: None)
     assert nova.main(["clean"]) == 130
     assert capsys.readouterr().err == "\nnova.py: interrupted; no service runs. clean can be called again.\n"
+
+
+def full(*_: object) -> None:
+    raise OSError(28, "No space left on device", "/a/file")
+
+
+def test_a_disk_that_is_full_is_told_in_a_line(
+    machine: Machine, fake: Fake, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake("mount")
+    folder = machine.path("/home/me/nova")
+    monkeypatch.setitem(nova.VERBS, "install", full)
+    assert nova.main(["install", str(folder)]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "nova.py: [Errno 28] No space left on device: '/a/file'",
+        f"  everything it did: {folder}/state/log/nova.log",
+    ]
+    assert "Traceback" in (folder / "state/log/nova.log").read_text()
+
+
+@pytest.mark.parametrize("where", ["settings_of_run", "only_one", "prepare_folder"])
+def test_an_error_before_there_is_a_log_is_told_in_a_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    monkeypatch.setattr(nova.log, "propagate", False)  # to pytest: as a user has it, nobody listens yet
+    monkeypatch.setattr(nova, where, full)
+    assert nova.main(["clean"]) == 1
+    assert capsys.readouterr().err == "nova.py: [Errno 28] No space left on device: '/a/file'\n"
+
+
+@pytest.mark.parametrize("verb", ["install", "clean"])
+def test_apis_are_not_asked_through_a_proxy(cfg: nova.Settings, fake: Fake, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
+    nova.make_folders(nova.replace(cfg, HOST_IP="198.51.100.7"))
+    fake("mount")
+    monkeypatch.setenv("HOST_IP", "198.51.100.7" if verb == "install" else "")
+    monkeypatch.setenv("no_proxy", "example.org")
+    seen = []
+    monkeypatch.setitem(nova.VERBS, verb, lambda cfg: seen.append(os.environ["no_proxy"].split(",")))
+    assert nova.main([verb, str(cfg.DIR)]) == 0
+    assert set(seen[0]) == {"127.0.0.1", "198.51.100.7", "example.org"}
+
+
+@pytest.mark.parametrize("verb", ["install", "clean"])
+def test_a_state_that_is_not_roots_is_not_used(
+    cfg: nova.Settings, machine: Machine, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    machine.uids[str(cfg.DIR / "state")] = 1000
+    assert nova.main([verb, str(cfg.DIR)]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        f"nova.py: Refusing to use {cfg.DIR}/state (it is not root's, so it may hold anything)",
+        "  remove it first",
+    ]
+    assert [p.name for p in (cfg.DIR / "state").iterdir()] == ["run"]
+    assert machine.called() == []
+
+
+def at_work() -> bool:
+    """Would another verb be refused now?"""
+    try:
+        with nova.only_one("clean"):
+            return False
+    except nova.Failure:
+        return True
+
+
+def test_run_is_not_at_work_while_its_session_is_shown(
+    cfg: nova.Settings, machine: Machine, fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake("mount")
+    fake("screen")
+    seen = []
+    for name in ("run_detached", "to_screen", "session", "terminate", "clean"):
+        monkeypatch.setattr(nova, name, lambda *_, name=name: seen.append((name, at_work())))
+    assert nova.main(["run", str(cfg.DIR)]) == 0
+    assert seen == [
+        ("run_detached", True), ("to_screen", True), ("session", False), ("session", False), ("terminate", True), ("clean", True),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", [v for v in VERBS if v != "run"])
+def test_every_other_verb_is_at_work_until_its_end(
+    cfg: nova.Settings, fake: Fake, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    fake("mount")
+    seen = []
+    monkeypatch.setitem(nova.VERBS, verb, lambda *_: seen.append(at_work()))
+    assert nova.main([verb, *(["pypi:nova"] * (verb == "branch")), str(cfg.DIR)]) == 0
+    assert (seen, at_work()) == ([True], False)
+
+
+# ---- bootstrap ----
+
+
+@pytest.mark.parametrize("root", [True, False])
+def test_what_root_mounts_nobody_else_sees_and_it_keeps_nobodys_mounts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: bool
+) -> None:
+    (tmp_path / ".tool/env/bin").mkdir(parents=True)
+    for name in ("uv.lock", ".tool/made-from", ".tool/env/bin/python"):
+        (tmp_path / name).write_text("the same")
+    monkeypatch.setattr(nova, "HERE", tmp_path)
+    monkeypatch.setattr(nova, "TOOL", tmp_path / ".tool")
+    monkeypatch.setattr(nova.sys, "argv", ["nova.py", "clean", "two words"])
+    monkeypatch.setattr(os, "geteuid", lambda: 0 if root else 1000)
+    seen: list[list[str]] = []
+    monkeypatch.setattr(os, "execvp", lambda name, words: seen.append([name, *words[1:]]))
+    monkeypatch.setenv("NOVA_PY_PRIVATE", "")
+    nova.bootstrap()
+    own = [f"{tmp_path}/.tool/env/bin/python", f"{tmp_path}/nova.py", "clean", "two words"]
+    assert seen == [["unshare", "--mount", "--propagation", "slave", *own] if root else own]
+    nova.bootstrap()  # what was started again goes on
+    assert len(seen) == 1
+
+
+def test_two_first_calls_make_the_environment_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "uv.lock").write_text("the lock")
+    monkeypatch.setattr(nova, "HERE", tmp_path)
+    monkeypatch.setattr(nova, "TOOL", tmp_path / ".tool")
+    monkeypatch.setattr(os, "execvp", lambda *_: None)
+    monkeypatch.setattr(os, "environ", {})
+    made, both = [], threading.Event()
+
+    def make() -> None:
+        made.append("made")
+        both.wait(10)
+        time.sleep(0.1)
+        (tmp_path / ".tool/env/bin").mkdir(parents=True)
+        (tmp_path / ".tool/env/bin/python").write_text("")
+        (tmp_path / ".tool/made-from").write_text("the lock")
+
+    monkeypatch.setattr(nova, "make_tool_environment", make)
+    threads = [threading.Thread(target=nova.bootstrap) for _ in "ab"]
+    for thread in threads:
+        thread.start()
+    both.set()
+    for thread in threads:
+        thread.join()
+    assert made == ["made"]
 
 
 def test_a_folder_that_is_a_file_is_told_without_a_traceback(

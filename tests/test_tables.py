@@ -11,6 +11,8 @@ import pytest
 
 import nova
 
+from .conftest import Machine
+
 HERE = nova.HERE
 LOCK = tomllib.loads((HERE / "uv.lock").read_text())
 PROJECT = tomllib.loads((HERE / "pyproject.toml").read_text())
@@ -144,6 +146,7 @@ def test_choices_and_refusals_are_of_settings(name: str) -> None:
 
 def test_what_is_refused_is_a_choice() -> None:
     assert [row for row in nova.REFUSED if row[0] in nova.CHOICES and row[1] not in nova.CHOICES[row[0]]] == []
+    assert [row for row in nova.REFUSED if row[1] is ... and row[0] in nova.CHOICES] == []
 
 
 def test_the_default_is_not_refused() -> None:
@@ -155,14 +158,24 @@ def test_the_default_is_not_refused() -> None:
 
 
 def test_packages_are_known_for_the_distributions_promised() -> None:
-    assert set(PACKAGES) == {"common", "debian-12", "debian-13", "ubuntu-24.04"}
+    assert set(PACKAGES) == {"packages", "distributions"}
+    assert set(PACKAGES["distributions"]) == {"debian-12", "debian-13", "ubuntu-24.04"}
 
 
-@pytest.mark.parametrize("table", PACKAGES)
-def test_packages_have_a_name_and_a_reason(table: str) -> None:
-    assert [n for n in PACKAGES[table] if not re.fullmatch(r"[a-z0-9][a-z0-9+.-]+", n)] == []
-    assert [n for n, why in PACKAGES[table].items() if len(why) < 5] == []
-    assert table == "common" or not set(PACKAGES[table]) & set(PACKAGES["common"])
+def test_packages_have_a_name_and_a_reason() -> None:
+    tables = [PACKAGES["packages"], *(row.get("packages", {}) for row in PACKAGES["distributions"].values())]
+    for table in tables:
+        assert [n for n in table if not re.fullmatch(r"[a-z0-9][a-z0-9+.-]+", n)] == []
+        assert [n for n, why in table.items() if len(why) < 5] == []
+    assert all(not set(table) & set(PACKAGES["packages"]) for table in tables[1:])
+
+
+@pytest.mark.parametrize("name", PACKAGES["distributions"])
+def test_a_distribution_has_a_kernel_for_the_image(name: str, machine: Machine) -> None:
+    machine.release = dict(zip(("ID", "VERSION_ID"), name.split("-"), strict=True))
+    row = nova.distribution()
+    assert row["kernel"].startswith("linux-image-")
+    assert set(row["packages"]) >= set(PACKAGES["packages"])
 
 
 # ---- uv.lock ----

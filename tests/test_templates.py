@@ -60,7 +60,7 @@ def test_a_file_has_its_mode_and_its_owner(
     template, _, mode, owner = row
     path = rendered(template)
     assert path.stat().st_mode & 0o7777 == mode
-    assert machine.owners[str(path).removeprefix(str(machine.root)) + ".new"] == owner.replace("caller", "0")
+    assert machine.owners[str(path).removeprefix(str(machine.root)) + ".new"] == owner.replace("caller", "root")
 
 
 def test_secrets_are_only_in_files_that_nobody_else_reads(made: nova.Settings) -> None:
@@ -124,13 +124,14 @@ def test_nova_conf_has_the_settings(made: nova.Settings) -> None:
     assert conf["libvirt"]["virt_type"] == "qemu"
 
 
-def test_nova_conf_has_the_users_paths(cfg: nova.Settings) -> None:
-    chosen = nova.settings_from({"INSTANCES_PATH": "/srv/i", "LOCK_PATH": "/srv/l", "LIBVIRT_TYPE": "kvm"}, str(cfg.DIR))
+def test_kvm_gets_into_nova_conf(cfg: nova.Settings) -> None:
+    chosen = nova.settings_from({"LIBVIRT_TYPE": "kvm"}, str(cfg.DIR))
     nova.make_folders(chosen)
-    text = nova.render((nova.HERE / "nova.conf.tmpl").read_text(), chosen)
-    assert "\ninstances_path = /srv/i\n" in text
-    assert "\nlock_path = /srv/l\n" in text
-    assert "\nvirt_type = kvm\n" in text
+    assert "\nvirt_type = kvm\n" in nova.render((nova.HERE / "nova.conf.tmpl").read_text(), chosen)
+
+
+def test_no_instance_has_a_vnc_server(made: nova.Settings) -> None:
+    assert dict(parsed("nova.conf.tmpl")["vnc"]) == {"enabled": "false"}
 
 
 def test_taps_carry_the_mark_by_which_scrub_knows_them(made: nova.Settings) -> None:
@@ -170,7 +171,9 @@ def test_novarc_sets_todays_names_and_nova_shs(made: nova.Settings, real: Callab
     assert {old: found[f"NOVA_{old}"] for old in names} == {old: found[f"OS_{new}"] for old, new in names.items()}
     assert found["OS_AUTH_URL"] == "http://192.0.2.10:5000/v3"
     assert (found["OS_USERNAME"], found["OS_PASSWORD"]) == ("admin", "the-admin-password")
-    assert found["PATH"].startswith(f"{nova.HOME}/state/env/bin:/a/path:")  # from wherever it is sourced
+    assert found["PATH"].startswith("/a/path:")  # the machine's own commands come first
+    assert found["PATH"].endswith(f":{made.DIR}/state/env/bin")  # from wherever it is sourced
+    assert found["no_proxy"] == "192.0.2.10,"
 
 
 def test_a_windows_path_begins_with_the_clouds_own_programs(

@@ -30,7 +30,10 @@ NO_SESSION = '[ "$1" != -ls ] || { echo "No Sockets found"; exit 1; }'
 UNPACK = f"""d={LAST}/nova-34; /bin/mkdir -p $d/nova/db $d/bin
 echo 1 >$d/nova/api.py; echo 2 >$d/bin/tool; echo >$d/setup.cfg"""
 VENV = f'case "$*" in *" venv "*) /bin/mkdir -p {LAST}/lib/python3.11/site-packages;; esac'
-PACKAGES = "while read -r name; do echo $name installed; done <"
+PACKAGES = """case "$1" in
+    --show) while read -r name; do echo installed $name; done <ROOT/srv/packages; echo config-files procps;;
+    --listfiles) shift; for name; do [ ! -e ROOT/srv/files/$name ] || /bin/cat ROOT/srv/files/$name; done;;
+esac"""
 
 
 @pytest.fixture
@@ -41,17 +44,17 @@ def installable(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
     ready = lambda place: ("keystone.wsgi" if ":5000" in place else "mariadbd") in machine.transcript()
     monkeypatch.setattr(nova, "answers", ready)
     monkeypatch.setattr(nova, "register_services", lambda cfg: machine.fake("registered") or nova.do("registered"))
-    machine.put("/var/lib/dpkg/lock-frontend")
+    machine.put("/srv/packages", "screen\n")
     machine.put("/usr/lib/python3/dist-packages/libvirt.py")
     machine.put("/usr/lib/python3/dist-packages/libvirtmod.so")
     scripts = {
         "mount": machine.mounting(), "tar": UNPACK, "screen": NO_SESSION, "getent": "exit 2", "bash": "exec /bin/sleep 60",
-        "dpkg-query": "echo screen installed; echo procps config-files", "mariadbd": "echo mariadbd Ver 10.11",
+        "dpkg-query": PACKAGES.replace("ROOT", str(machine.root)), "mariadbd": "echo mariadbd Ver 10.11",
         nova.TOOL / "uv": VENV,
     }  # fmt: skip
     for name, script in scripts.items():
         machine.fake(name, script)
-    quiet = ["apt-get", "dpkg", "useradd", "setpriv", "mariadb", "systemctl", nova.ENV / "bin/python", sys.executable]
+    quiet = ["apt-get", "dpkg", "useradd", "setpriv", "mariadb", "deb-systemd-helper", nova.ENV / "bin/python", sys.executable]
     for name in quiet:
         machine.fake(name)
     return machine
@@ -63,8 +66,7 @@ def folder(machine: Machine) -> str:
 
 def all_there(machine: Machine) -> None:
     """From now on every package and user is there; no call is on record."""
-    machine.put("/srv/packages", "\n".join([*nova.packages(), ""]))
-    machine.fake("dpkg-query", PACKAGES + str(machine.path("/srv/packages")))
+    machine.put("/srv/packages", "\n".join([*nova.distribution()["packages"], ""]))
     machine.fake("getent", "echo there")
     machine.calls.unlink()
 
@@ -145,37 +147,77 @@ def test_install_again_changes_nothing(installable: Machine, in_order: None) -> 
 
 def test_packages_already_there_are_not_installed(cfg: nova.Settings, installable: Machine) -> None:
     nova.install_packages()
-    install = installable.called()[-1].split()
+    install = next(line for line in installable.called() if " install " in line).split()
     assert "procps" in install  # its configuration is there, the package is not
     assert "screen" not in install
 
 
 @pytest.fixture
 def enabling(cfg: nova.Settings, installable: Machine) -> Path:
-    """A machine on which apt-get enables a service, and one is enabled before; the folder of the enabled."""
+    """A machine on which apt-get installs and enables a service, and one is enabled before; the folder of the enabled."""
     wants = installable.path("/etc/systemd/system/multi-user.target.wants")
-    installable.put(wants / "mine.service")
-    installable.fake("apt-get", f"[ -e {nova.POLICY} ] && echo -n >{wants}/new.service")
+    for name in ("mine", "new", "idle"):
+        unit = installable.put(f"/lib/systemd/system/{name}.service")
+        installable.put(f"/srv/files/{name}", f"/.\n/lib/systemd/system/{name}.service\n/usr/sbin/{name}\n")
+    wants.mkdir()
+    (wants / "mine.service").symlink_to(unit.with_name("mine.service"))
+    installable.put("/srv/packages", "screen\nmine\n")
+    installable.fake("apt-get", installing(installable, f"[ -e {nova.POLICY} ] || exit 1"))
     return wants
 
 
-def test_services_of_new_packages_do_not_start_and_are_disabled(enabling: Path, machine: Machine) -> None:
-    nova.install_packages()
-    assert (enabling / "new.service").exists()  # so the policy was there in time
-    assert machine.called()[-1] == "systemctl disable new.service"
+def installing(machine: Machine, then: str = "") -> str:
+    """What the fake of apt-get does: two packages with a service, of which one is enabled."""
+    unit, wants = machine.path("/lib/systemd/system/new.service"), machine.path("/etc/systemd/system/multi-user.target.wants")
+    return f"""[ "${{!#}}" != update ] || exit 0
+printf 'new\\nidle\\n' >>{machine.path("/srv/packages")}
+/bin/ln -sf {unit} {wants}/new.service
+{then}"""
+
+
+def test_services_of_new_packages_do_not_start_and_those_that_were_enabled_are_disabled(enabling: Path, machine: Machine) -> None:
+    nova.install_packages()  # fails where the policy was not there in time
+    assert (enabling / "new.service").exists()
+    assert [line for line in machine.called() if "systemd-helper" in line] == [
+        "DPKG_MAINTSCRIPT_PACKAGE=nova.py deb-systemd-helper disable new.service"
+    ]
     assert not nova.POLICY.exists()
+    assert not nova.INSTALLED_BEFORE.exists()
 
 
 def test_packages_cut_off_are_finished_by_the_next_call(enabling: Path, machine: Machine) -> None:
-    working = (machine.commands / "apt-get").read_text()
-    machine.fake("apt-get", f"echo -n >{enabling}/new.service; exit 100")
-    with pytest.raises(nova.Failure, match="exit code 100"):
-        nova.install_packages()
-    assert not nova.POLICY.exists()
-    all_there(machine)
-    (machine.commands / "apt-get").write_text(working)
+    machine.fake("apt-get", installing(machine, "exit 100"))
+    machine.fake("dpkg")
+    for _ in "ab":
+        with pytest.raises(nova.Failure, match="exit code 100"):
+            nova.install_packages()
+        assert not nova.POLICY.exists()
+    assert "deb-systemd-helper" not in machine.transcript()
+    machine.fake("apt-get")
+    machine.put("/srv/packages", "\n".join(["screen", "mine", "new", "idle", *nova.distribution()["packages"], ""]))
     nova.install_packages()
-    assert machine.called()[-1] == "systemctl disable new.service"
+    assert machine.called()[-1] == "DPKG_MAINTSCRIPT_PACKAGE=nova.py deb-systemd-helper disable new.service"
+    assert not nova.INSTALLED_BEFORE.exists()
+    machine.calls.unlink()
+    nova.install_packages()
+    assert [line for line in machine.called() if not line.startswith("dpkg-query --show ")] == []
+
+
+def test_a_machine_without_systemd_has_nothing_to_disable(cfg: nova.Settings, installable: Machine) -> None:
+    installable.without("systemctl", "deb-systemd-helper")
+    installable.path("/etc/systemd/system").rmdir()
+    installable.put("/srv/files/new", "/lib/systemd/system/new.service\n")
+    installable.fake("apt-get", f'[ "${{!#}}" = update ] || echo new >>{installable.path("/srv/packages")}')
+    nova.install_packages()
+    assert "--listfiles new" in installable.transcript()
+    assert not nova.INSTALLED_BEFORE.exists()
+
+
+def test_what_was_installed_before_is_not_touched_by_an_upgrade(enabling: Path, machine: Machine) -> None:
+    machine.fake("apt-get")
+    nova.install_packages()
+    assert (enabling / "mine.service").exists()
+    assert "deb-systemd-helper" not in machine.transcript()
 
 
 def test_the_machines_own_policy_stays(enabling: Path, machine: Machine) -> None:
@@ -210,8 +252,8 @@ def test_users_that_are_there_are_not_made_again(cfg: nova.Settings, installable
 def test_folders_have_their_owner_and_services_folders_are_private(cfg: nova.Settings, machine: Machine) -> None:
     nova.make_folders(cfg)
     assert {name: machine.owners[f"/run/nova.py/{name}"] for name, _ in nova.FOLDERS} == dict(nova.FOLDERS)
-    modes = {(nova.HOME / name).stat().st_mode & 0o777 for name, owner in nova.FOLDERS if owner == nova.USER}
-    assert modes == {0o700}
+    modes = {(owner, (nova.HOME / name).stat().st_mode & 0o777) for name, owner in nova.FOLDERS}
+    assert modes == {(nova.USER, 0o700), (nova.ROOT, 0o711)}
 
 
 def test_passwords_are_made_once_and_a_chosen_one_replaces(cfg: nova.Settings) -> None:
@@ -221,15 +263,6 @@ def test_passwords_are_made_once_and_a_chosen_one_replaces(cfg: nova.Settings) -
     assert min(map(len, first.values())) >= 14
     nova.make_folders(nova.replace(cfg, ADMIN_PASSWORD="chosen-later"))  # noqa: S106
     assert json.loads((nova.STATE / "passwords.json").read_text()) == {**first, "ADMIN_PASSWORD": "chosen-later"}
-
-
-def test_chosen_paths_are_made_and_those_that_are_there_stay(cfg: nova.Settings, machine: Machine) -> None:
-    there, new = machine.path("/srv/there"), machine.path("/srv/new")
-    there.mkdir(parents=True)
-    nova.make_folders(nova.replace(cfg, INSTANCES_PATH=str(new), LOCK_PATH=str(there)))
-    assert new.is_dir()
-    assert machine.owners.get("/srv/new") == nova.USER
-    assert "/srv/there" not in machine.owners
 
 
 def test_keys_of_keystone_are_made_once(cfg: nova.Settings, machine: Machine) -> None:
@@ -269,6 +302,17 @@ def test_databases_are_made_again_when_what_is_in_them_changed(
     assert ("mariadb-install-db" in machine.transcript()) == again
 
 
+def test_databases_are_made_again_when_a_migration_changed(filled: nova.Settings, machine: Machine) -> None:
+    migration = machine.put(nova.HOME / "nova/db/main/1.py", "one")
+    nova.make_databases(filled)
+    machine.calls.unlink()
+    nova.make_databases(filled)
+    assert "mariadb-install-db" not in machine.transcript()
+    migration.write_text("two")
+    nova.make_databases(filled)
+    assert "mariadb-install-db" in machine.transcript()
+
+
 def test_databases_that_could_not_be_filled_are_made_again(filled: nova.Settings, machine: Machine) -> None:
     changed = nova.replace(filled, ADMIN_PASSWORD="another-one")  # noqa: S106
     nova.make_folders(changed)
@@ -297,7 +341,7 @@ def test_the_password_of_admin_is_in_no_command(cfg: nova.Settings, installable:
 def runnable(installable: Machine, monkeypatch: pytest.MonkeyPatch, in_order: None) -> Machine:
     """A machine on which a cloud could run. The steps that speak with the APIs are not part of it."""
     installable.fake("screen", NO_SESSION + f'; [ "$1" != -c ] || echo -n >{installable.path("/srv/session")}')
-    monkeypatch.setattr(nova, "session", lambda cfg: int(installable.path("/srv/session").exists()))
+    monkeypatch.setattr(nova, "session", lambda cfg: 4242 * installable.path("/srv/session").exists())
     monkeypatch.setattr(nova, "answers", lambda place: True)
     monkeypatch.setattr(nova, "started", lambda *_: no_service())
     for name in ("create_flavors", "create_networks", "upload_image", "wait_for_hosts", "smoke_test"):
@@ -363,9 +407,12 @@ def test_run_ends_the_cloud_when_its_session_has_ended(
     for name in ("terminate", "clean"):
         monkeypatch.setattr(nova, name, lambda cfg, name=name: seen.append(name))
     monkeypatch.setattr(nova, "run_detached", lambda cfg: None)
-    machine.fake("screen", SESSION if lives else NO_SESSION)
+    ended = machine.path("/srv/ended")
+    end = f'[ "${{!#}}" != -x ] || echo >{ended}'
+    machine.fake("screen", SESSION if lives else f"[ -e {ended} ] && {{ {NO_SESSION}; }} || {{ {SESSION}; }}; {end}")
     nova.run(cfg)
-    assert machine.called()[:2] == ["screen -S nova -X select test", "screen -S nova -x"]
+    acts = [line for line in machine.called() if line != "screen -ls"]
+    assert acts == ["screen -S 4242.nova -X select test", "screen -S 4242.nova -x"]
     assert seen == calls
 
 
@@ -395,10 +442,10 @@ def test_the_status_line_can_be_switched_off(
 
 
 def test_a_window_is_a_shell_that_begins_with_its_service(cfg: nova.Settings, fake: Fake, machine: Machine) -> None:
-    fake("screen")
+    fake("screen", SESSION)
     died = machine.put(nova.STATE / "run/w.died")
     nova.open_window(cfg, nova.Service("w", nova.USER, "serve --at $HOST_IP 'two words'"))
-    assert machine.transcript() == "screen -S nova -X screen -t w bash --rcfile /run/nova.py/state/run/w.rc -i\n"
+    assert machine.called()[1:] == ["screen -S 4242.nova -X screen -t w bash --rcfile /run/nova.py/state/run/w.rc -i"]
     command = f"keep w {nova.USER} serve --at 192.0.2.10 'two words'"
     lines = (nova.STATE / "run/w.rc").read_text().splitlines()
     assert lines == [f". {nova.CONF}/window", f"history -s {nova.shlex.quote(command)}", command]
@@ -413,7 +460,8 @@ def test_bridges(cfg: nova.Settings, fake: Fake, machine: Machine, expect: Expec
     fake("sysctl", '[ "$1" != -n ] || echo 0')
     nova.create_bridges(cfg)
     expect(f"bridges-{datapath}")
-    undo = ["ip link delete br-ex", "ip link delete br-int", *(["ip link delete ovs-netdev"] * (datapath == "userspace"))]
+    undo = [f"ip link delete {name}" for name in ("br-ex", "br-int", "ovs-netdev")]
+    undo += ["ovs-dpctl del-dp system@ovs-system"] * (datapath == "kernel")
     assert (nova.STATE / "record").read_text().splitlines() == [
         *undo, "sysctl -qw net.ipv4.ip_forward=0", "nft delete table ip nova_py",
     ]  # fmt: skip
@@ -491,23 +539,44 @@ def made(machine: Machine, fake: Fake) -> Machine:
     return machine
 
 
+INSTANCES = '[ "$1" = list ] && printf "instance-1\\ninstance-2\\n\\n"; [ "$*" != "destroy instance-1" ]'
+
+
 @pytest.mark.parametrize("libvirt", [True, False])
-def test_terminate_without_an_api(
+def test_terminate_without_a_cloud_asks_no_api(
     made: Machine, fake: Fake, expect: Expect, monkeypatch: pytest.MonkeyPatch, libvirt: bool
 ) -> None:
-    def answers(place: str) -> bool:
-        if libvirt and place == "/run/libvirt/libvirt-sock":
-            return True
-        raise ConnectionRefusedError
-
-    monkeypatch.setattr(nova, "answers", answers)
-    fake("virsh", '[ "$1" = list ] && printf "instance-1\\ninstance-2\\n\\n"; [ "$*" != "destroy instance-1" ]')
+    asked = []
+    monkeypatch.setattr(nova, "answers", lambda place: asked.append(place) or libvirt)
+    fake("virsh", INSTANCES)
     assert nova.main(["terminate", folder(made)]) == 0
     expect("terminate" if libvirt else "terminate-nothing")
+    assert asked == ["/run/libvirt/libvirt-sock"]  # the API that listens may be another cloud's
+
+
+@pytest.fixture
+def of_ours(machine: Machine, process: Any) -> int:
+    """A process of this cloud."""
+    pid: int = process()
+    machine.has_cloud("self")
+    machine.has_cloud(pid)
+    return pid
+
+
+@pytest.mark.usefixtures("of_ours")
+def test_terminate_falls_back_to_libvirt(
+    cfg: nova.Settings, admin: MagicMock, machine: Machine, monkeypatch: Any, capsys: Any
+) -> None:
+    monkeypatch.setattr(nova, "answers", lambda place: True)
+    admin.compute.servers.side_effect = ValueError("HTTP 503")
+    machine.fake("virsh", INSTANCES)
+    nova.terminate(cfg)
+    assert machine.called()[1:4:2] == ["virsh destroy instance-1", "virsh destroy instance-2"]
+    assert "The APIs did not end them (ValueError: HTTP 503); so libvirt does.\n" in capsys.readouterr().err
 
 
 def test_terminate_through_the_api_waits_until_they_are_gone(
-    cfg: nova.Settings, admin: MagicMock, monkeypatch: pytest.MonkeyPatch
+    cfg: nova.Settings, of_ours: int, admin: MagicMock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nova, "answers", lambda place: place.startswith(f"http://{cfg.HOST_IP}:8774"))
     monkeypatch.setattr(nova, "destroy_domains", lambda: None)
@@ -525,6 +594,12 @@ def test_taking_down_does_not_depend_on_how_the_machine_looks_by_now(cfg: nova.S
     nova.make_folders(chosen)
     machine.addresses, machine.gateway = {"lo": "127.0.0.1"}, ""
     assert nova.settings_of_run(str(cfg.DIR)) == nova.replace(chosen, MYSQL_PASS="", ADMIN_PASSWORD="")
+
+
+def test_a_setting_that_this_nova_py_does_not_know_stops_nothing(made: Machine) -> None:
+    made.put("/home/me/nova/state/settings.json", json.dumps({"SCREEN_NAME": "mine", "USE_SOMETHING": True}))
+    assert nova.main(["clean", folder(made)]) == 0
+    assert nova.settings_of_run(folder(made)).SCREEN_NAME == "mine"
 
 
 # ---- clean ----
@@ -595,12 +670,12 @@ def test_openstack_ends_before_what_it_stands_on(
 
 @pytest.fixture
 def session(machine: Machine, process: Any) -> Callable[[str], None]:
-    """session(folder): there is a screen session, of the cloud in that folder."""
+    """session(folder): there is a screen session, of the cloud in that folder; "": of no cloud."""
 
     def start(folder: str) -> None:
         pid = process()
         machine.has_cloud("self")
-        machine.has_cloud(pid, folder)
+        machine.has_cloud(pid, folder) if folder else machine.put(f"/proc/{pid}/mountinfo")
         machine.fake("screen", SESSION.replace("4242", str(pid)))
 
     return start
@@ -612,7 +687,22 @@ def test_clean_ends_the_session_when_it_is_ours(
 ) -> None:
     session(folder)
     nova.take_down(cfg)
-    assert ("screen -S nova -X quit\n" in machine.transcript()) == quit
+    asked = [line for line in machine.called() if line != "screen -ls"]
+    assert bool(asked) == quit
+    assert all(re.fullmatch(r"screen -S \d+\.nova -X quit", line) for line in asked)
+
+
+def test_a_session_with_a_longer_name_is_not_ours(cfg: nova.Settings, of_ours: int, machine: Machine) -> None:
+    machine.fake("screen", SESSION.replace("4242.nova", f"{of_ours}.nova2"))
+    nova.take_down(cfg)
+    assert set(machine.called()) == {"screen -ls"}
+
+
+@pytest.mark.parametrize("others", ["12.nova2", "12.my.nova", "12.nova-b"])
+def test_a_session_is_addressed_so_that_no_other_could_be_meant(cfg: nova.Settings, machine: Machine, others: str) -> None:
+    machine.fake("screen", SESSION.replace("\\t4242", f"\\t{others}\\t(Detached)\\n\\t4242"))
+    nova.to_screen(cfg, "select", "test")
+    assert machine.called() == ["screen -ls", "screen -S 4242.nova -X select test"]
 
 
 # ---- scrub ----
@@ -620,13 +710,14 @@ def test_clean_ends_the_session_when_it_is_ours(
 
 @pytest.fixture
 def traces(made: Machine, fake: Fake) -> Machine:
-    """A machine on which a cloud left its record, two taps and a domain; one tap and one bridge are somebody else's."""
+    """A machine on which a cloud left its record, two taps and a domain; the other devices are somebody else's."""
     made.put(
         "/home/me/nova/state/record", "ip link delete br-ex\nsysctl -qw net.ipv4.ip_forward=0\nnft delete table ip nova_py\n"
     )
     made.put("/home/me/nova/state/libvirt/etc/qemu/instance-1.xml")
     for name, address, tap in (
         ("tap1", "fa:6e:70:00:00:01", True), ("tap2", "fe:16:3e:00:00:01", True), ("br0", "fa:6e:70:00:00:02", False),
+        ("tap3", "fe:6e:70:00:00:03", True), ("vnet1", "fe:6e:70:00:00:04", True),
     ):  # fmt: skip
         made.put(f"/sys/class/net/{name}/address", f"{address}\n")
         if tap:
@@ -662,6 +753,21 @@ def test_the_record_is_undone_last_first_and_a_failure_does_not_stop_it(cfg: nov
     assert (nova.STATE / "record").read_text() == ""
 
 
+def test_a_line_of_the_record_that_was_cut_off_stops_nothing(traces: Machine) -> None:
+    record = traces.path("/home/me/nova/state/record")
+    record.write_text(record.read_text() + "ip link delete 'br-i")
+    assert nova.main(["scrub", folder(traces)]) == 0
+    assert traces.called()[-3:] == ["ip link delete br-ex", "ip link delete tap1", "ip link delete tap3"]
+    assert not record.exists()
+
+
+@pytest.mark.parametrize(("content", "stays"), [(nova.NO_SERVICES, False), ("#!/bin/sh\nexit 101\n", True)])
+def test_a_policy_that_install_left_is_removed_and_no_other(traces: Machine, content: str, stays: bool) -> None:
+    traces.put("/usr/sbin/policy-rc.d", content)
+    assert nova.main(["scrub", folder(traces)]) == 0
+    assert nova.POLICY.exists() == stays
+
+
 def test_an_undoing_that_is_cut_off_goes_on_where_it_was(
     cfg: nova.Settings, fake: Fake, machine: Machine, monkeypatch: Any
 ) -> None:
@@ -693,18 +799,43 @@ def test_a_run_that_was_cut_off_is_taken_down_first(cfg: nova.Settings, machine:
     assert machine.called()[-1] == "ip link delete br-ex"
 
 
-@pytest.mark.parametrize(("up", "ours", "refused"), [(True, True, "clean"), (False, False, "-X quit"), (False, True, "")])
-def test_a_session_of_that_name(session: Any, cfg: nova.Settings, up: bool, ours: bool, refused: str) -> None:
-    session("/home/me/nova" if ours else "/home/you/nova")
+def test_a_cloud_that_is_up_is_in_the_way(session: Any, cfg: nova.Settings) -> None:
+    session("/home/me/nova")
+    nova.make_folders(cfg)
+    (nova.STATE / "run/up").touch()
+    for name in ("nova", "another"):  # the one folder has one cloud, whatever its session is named
+        with pytest.raises(nova.Failure) as caught:
+            nova.refuse_if_running(nova.replace(cfg, SCREEN_NAME=name))
+        assert str(caught.value) == "screen named 'nova' already exists!"
+        assert caught.value.hint.splitlines() == [
+            "attach to it with: sudo screen -x nova",
+            "  end it with: sudo python3 nova.py terminate, then clean",
+        ]
+
+
+def test_a_cloud_that_is_half_made_is_not_in_the_way(session: Any, cfg: nova.Settings) -> None:
+    session("/home/me/nova")
+    nova.refuse_if_running(cfg)
+
+
+def test_a_cloud_that_was_up_before_the_machine_was_started_is_not_in_the_way(cfg: nova.Settings, fake: Fake) -> None:
+    fake("screen", NO_SESSION)
+    (nova.STATE / "run/up").touch()
+    nova.refuse_if_running(cfg)
+
+
+@pytest.mark.parametrize("up", [True, False])
+@pytest.mark.parametrize(("folder", "whose"), [("/home/you/nova", "/home/you/nova"), ("", "another program")])
+def test_a_session_of_our_name_that_is_not_ours_is_named(
+    session: Any, cfg: nova.Settings, up: bool, folder: str, whose: str
+) -> None:
+    session(folder)
     if up:
         (nova.STATE / "run/up").touch()
-    if not refused:
+    with pytest.raises(nova.Failure) as caught:
         nova.refuse_if_running(cfg)
-        return
-    with pytest.raises(nova.Failure, match="screen named 'nova' already exists!") as caught:
-        nova.refuse_if_running(cfg)
-    assert caught.value.hint.startswith("attach to it with: sudo screen -x nova\n")
-    assert caught.value.hint.endswith(refused)
+    assert str(caught.value) == f"screen named 'nova' already exists, of {whose}!"
+    assert caught.value.hint == "choose another SCREEN_NAME, or end that one"
 
 
 @pytest.mark.parametrize(
