@@ -509,8 +509,8 @@ def wait_for(what: str, ready: Callable[[], object], seconds: float, service: Se
             raise
         except Exception as error:  # a probe of something that is not up yet may fail in any way
             last = f"{type(error).__name__}: {error}"
-        if service and (died := (STATE / f"run/{service.window}.died")).exists():
-            raise Failure(f"the service of a window died: {died.read_text().strip()}", tail=last_lines(service.window))
+        if service and (died := (STATE / f"run/{service.window}.died")).exists() and (line := died.read_text().strip()):
+            raise Failure(f"the service of a window died: {line}", tail=last_lines(service.window))
         time.sleep(0.2)
     tail = last_lines(service.window) if service else ()
     raise Failure(f"{what} is not ready after {seconds:.0f} s ({last})", tail=tail)
@@ -522,8 +522,7 @@ def wait_for(what: str, ready: Callable[[], object], seconds: float, service: Se
 def values(cfg: Settings) -> dict[str, Any]:
     """What templates may name: settings, paths, ports, passwords."""
     chosen = asdict(cfg)
-    path = STATE / "passwords.json"
-    passwords = json.loads(path.read_text()) if path.exists() else {}
+    passwords = json.loads(path.read_text()) if (path := STATE / "passwords.json").exists() else {}
     machine = {"HOSTNAME": socket.gethostname(), "DATAPATH": "system" if has_kernel_datapath() else "netdev"}
     return {**chosen, **PATHS, **machine, **passwords}
 
@@ -649,8 +648,7 @@ def open_window(cfg: Settings, service: Service) -> None:
 
 def last_lines(window: str, count: int = 12) -> tuple[str, ...]:
     """The end of a window's log, without empty lines and colours."""
-    path = STATE / f"log/{window}.log"
-    text = path.read_text(errors="replace") if path.exists() else ""
+    text = path.read_text(errors="replace") if (path := STATE / f"log/{window}.log").exists() else ""
     lines = (line.strip() for line in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", text).splitlines())
     return tuple(line for line in lines if line)[-count:]
 
@@ -774,8 +772,7 @@ def check_ranges(cfg: Settings) -> None:
 
 def settings_of_run(folder: str) -> Settings:
     """What the cloud in this folder was made with: taking down must not depend on how the machine looks by now."""
-    path = Path(folder) / "state/settings.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
+    known = json.loads(path.read_text()) if (path := Path(folder) / "state/settings.json").exists() else {}
     return Settings(DIR=Path(folder).absolute(), **{row.name: known[row.name] for row in fields(Settings) if row.name in known})
 
 

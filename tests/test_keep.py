@@ -83,7 +83,7 @@ def test_a_death_is_noted_and_said(keep: Keep, tmp_path: Path) -> None:
 
 def test_a_command_that_was_killed_is_noted_with_its_signal(keep: Keep, tmp_path: Path) -> None:
     keep("exec /bin/sh -c 'kill -KILL $$'", pause="exec /bin/sleep 60", slow=True)
-    eventually((tmp_path / "run/w.died").exists)
+    eventually(lambda: (tmp_path / "run/w.died").exists() and (tmp_path / "run/w.died").stat().st_size)
     assert "exit code 137 " in (tmp_path / "run/w.died").read_text()
 
 
