@@ -613,15 +613,15 @@ def processes() -> list[psutil.Process]:
 
 
 def end_processes(those: list[psutil.Process], seconds: float) -> None:
-    """Ask them to end (SIGTERM), wait for so long, and make the rest (SIGKILL)."""
-    log.debug("end %s", [p.pid for p in those])
+    """Ask them to end (SIGTERM), wait for so long, and make the rest (SIGKILL), with what they started."""
     for process in those:
         with contextlib.suppress(psutil.Error):
             process.terminate()
     for process in psutil.wait_procs(those, timeout=seconds)[1]:
         with contextlib.suppress(psutil.Error):
             log.info("killed: %s", process.cmdline())
-            process.kill()
+            for each in (process, *process.children(recursive=True)):
+                each.kill()
     psutil.wait_procs(those, timeout=5)
 
 
@@ -1359,7 +1359,7 @@ def delete_everything(admin: Any) -> None:
 def destroy_domains() -> None:
     """The domains of this cloud's own libvirt: destroyed and forgotten."""
     if answers("/run/libvirt/libvirt-sock"):
-        for name in ask("virsh", "list", "--all", "--name").split():
+        for name in ask("virsh", "list", "--all", "--name", default="").split():
             forgiven(do, "virsh", "destroy", name)
             forgiven(do, "virsh", "undefine", "--nvram", "--managed-save", name)
 
@@ -1378,10 +1378,11 @@ def take_down(cfg: Settings) -> None:
     stages = [[s.window for s in CONTROL + WORKERS], [s.window for s in SERVERS]]
     for windows in stages:
         keepers = {int(p.read_text()) for w in windows if (p := STATE / f"run/{w}.pid").exists()}
-        end_processes([p for p in processes() if p.pid in keepers], 5)
+        end_processes([p for p in processes() if p.pid in keepers], 3)
     if session(cfg) in [p.pid for p in processes()]:
         forgiven(to_screen, cfg, "quit")
-    end_processes(processes(), 2)
+    while left := processes():  # again, for what one of them started meanwhile
+        end_processes(left, 1)
     for path in (STATE / "run").glob("*"):
         path.unlink()
 
