@@ -481,6 +481,15 @@ def test_a_state_that_is_not_roots_is_not_used(
     assert machine.called() == []
 
 
+@pytest.mark.parametrize("target", ["etc", "nowhere"])
+def test_a_state_that_leads_elsewhere_is_not_used(machine: Machine, tmp_path: Path, target: str) -> None:
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new/state").symlink_to(machine.root / target)
+    assert nova.main(["install", str(tmp_path / "new")]) == 1
+    assert not (machine.root / target / "log").exists()
+    assert machine.called() == []
+
+
 def at_work() -> bool:
     """Would another verb be refused now?"""
     try:

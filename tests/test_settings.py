@@ -107,6 +107,8 @@ WRONG = [
     ("FIXED_RANGE", "127.6.0.0/16", "FIXED_RANGE=127.6.0.0/16: overlaps 127.0.0.0/8, which is not for machines"),
     ("FLOATING_RANGE", "239.1.0.0/24", "FLOATING_RANGE=239.1.0.0/24: overlaps 224.0.0.0/3, which is not for machines"),
     ("FIXED_RANGE", "169.254.0.0/24", "FIXED_RANGE=169.254.0.0/24: overlaps 169.254.0.0/16, which is not for machines"),
+    ("FIXED_RANGE", "126.0.0.0/7", "FIXED_RANGE=126.0.0.0/7: overlaps 127.0.0.0/8, which is not for machines"),
+    ("FIXED_RANGE", "0.0.0.0/24", "FIXED_RANGE=0.0.0.0/24: overlaps 0.0.0.0/8, which is not for machines"),
     ("FIXED_RANGE", "240.0.0.0/24", "FIXED_RANGE=240.0.0.0/24: overlaps 224.0.0.0/3, which is not for machines"),
     ("FIXED_RANGE", "10.6.0.0/16", "FLOATING_RANGE=10.6.0.0/27: overlaps FIXED_RANGE=10.6.0.0/16"),
     ("FLOATING_RANGE", "10.0.0.0/29", "FLOATING_RANGE=10.0.0.0/29: overlaps FIXED_RANGE=10.0.0.0/24"),

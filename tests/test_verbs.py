@@ -845,3 +845,12 @@ def test_a_session_of_our_name_that_is_not_ours_is_named(
 def test_a_session_is_known_by_its_whole_name(cfg: nova.Settings, fake: Fake, name: str, listed: str, found: int) -> None:
     fake("screen", f'printf "There is a screen on:\\n\\t77.{listed}\\t(11/21/26 21:56:11)\\t(Attached)\\n1 Socket.\\n"')
     assert nova.session(nova.replace(cfg, SCREEN_NAME=name)) == found
+
+
+def test_a_session_that_is_dead_is_in_nobodys_way(cfg: nova.Settings, fake: Fake) -> None:
+    listing = "There are screens on:\\n\\t76.nova\\t(11/21/26 21:56:11)\\t(Dead ???)\\n\\t{}\\t(Detached)\\n"
+    fake("screen", f'printf "{listing.format("77.another")}"')
+    assert nova.session(cfg) == 0
+    nova.refuse_if_running(cfg)
+    fake("screen", f'printf "{listing.format("77.nova")}"')
+    assert nova.session(cfg) == 77
