@@ -1290,8 +1290,7 @@ def wait_for_hosts(cfg: Settings) -> None:
 
 def smoke_test(cfg: Settings) -> None:
     """Boot an instance, reach it by ping and by ssh through a floating address, delete it."""
-    key = STATE / "run/smoke"
-    admin = cloud(cfg)
+    key, admin = STATE / "run/smoke", cloud(cfg)
     with step("Boot an instance and reach it by ssh"):
         do("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "smoke", "-f", key)
         admin.compute.create_keypair(name="smoke", public_key=key.with_suffix(".pub").read_text())
