@@ -1380,8 +1380,8 @@ def take_down(cfg: Settings) -> None:
         end_processes([p for p in processes() if p.pid in keepers], 3)
     if session(cfg) in [p.pid for p in processes()]:
         forgiven(to_screen, cfg, "quit")
-    while left := processes():  # again, for what one of them started meanwhile
-        end_processes(left, 1)
+    for _ in range(5):  # again, for what one of them started meanwhile
+        end_processes(processes(), 1)
     for path in (STATE / "run").glob("*"):
         path.unlink()
 
