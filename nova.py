@@ -466,6 +466,8 @@ def do(*argv: object, user: str = ROOT, text: str = "", env: Mapping[str, str] =
     options: Any = dict(_in=text, _out=keep, _err_to_out=True, _tty_out=False, _cwd=str(cwd))
     try:
         sh.Command(words[0])(*words[1:], **options, _env={**os.environ, **PLAIN, **env})
+    except sh.SignalException_SIGINT:  # Ctrl-C: the command was told first
+        raise KeyboardInterrupt from None
     except sh.CommandNotFound:
         raise Failure(f"{words[0]} is not installed", "sudo python3 nova.py install") from None
     except sh.ErrorReturnCode as error:
@@ -479,6 +481,8 @@ def ask(*argv: object, ok: tuple[int, ...] = (0,), default: str | None = None) -
     try:
         said = sh.Command(words[0])(*words[1:], _in="", _tty_out=False, _ok_code=ok, _env={**os.environ, **PLAIN})
         return str(said).strip()
+    except sh.SignalException_SIGINT:
+        raise KeyboardInterrupt from None
     except (sh.CommandNotFound, sh.ErrorReturnCode) as error:
         if default is not None:
             return default
@@ -605,10 +609,8 @@ def cloud_of(process: int | str) -> str:
 
 def processes() -> list[psutil.Process]:
     """Every process of this cloud, oldest first: those that have DIR at HOME, but for nova.py and who called it."""
-    mine, ours, found = {os.getpid(), *(p.pid for p in psutil.Process().parents())}, cloud_of("self"), []
-    for process in psutil.process_iter():
-        if process.pid not in mine and ours and cloud_of(process.pid) == ours:
-            found.append(process)
+    mine, ours = {os.getpid(), *(p.pid for p in psutil.Process().parents())}, cloud_of("self")
+    found = [p for p in psutil.process_iter() if ours and p.pid not in mine and cloud_of(p.pid) == ours]
     return sorted(found, key=lambda p: p.pid)
 
 
@@ -1418,8 +1420,7 @@ def remove_traces() -> None:
 def settings(cfg: Settings) -> None:
     """Print each variable with its value and its meaning; what was changed is marked."""
     for row in fields(Settings):
-        value = getattr(cfg, row.name)
-        value = int(value) if isinstance(value, bool) else value
+        value = int(value) if isinstance(value := getattr(cfg, row.name), bool) else value
         shown = "(set)" if row.name in ("MYSQL_PASS", "ADMIN_PASSWORD") and value else value
         mark = "*" if os.environ.get(row.name) else " "
         print(f"{mark} {row.name + '=' + str(shown):34} {row.metadata['meaning']}")
@@ -1463,9 +1464,7 @@ def main(arguments: list[str]) -> int:
 def prepare_folder(cfg: Settings, verb: str) -> None:
     """DIR is there, or is made by the verbs that may; its log begins; the private mounts are in place."""
     if verb in TAKE_DOWN and not (cfg.DIR / "state").exists():
-        raise Failure(
-            f"no cloud in {cfg.DIR}", f"go to the folder where it was made, or name it: sudo python3 nova.py {verb} DIR"
-        )
+        raise Failure(f"no cloud in {cfg.DIR}", f"go to the folder where it was made, or name it: nova.py {verb} DIR")
     if os.path.lexists(state := cfg.DIR / "state") and (state.is_symlink() or state.stat().st_uid != 0):
         raise Failure(f"Refusing to use {cfg.DIR}/state (it is not root's, so it may hold anything)", "remove it first")
     if not (cfg.DIR / "state").exists():

@@ -381,7 +381,7 @@ def test_a_folder_without_a_cloud_is_left_alone(
     assert nova.main([verb, str(tmp_path / "nowhere")]) == 1
     assert capsys.readouterr().err.splitlines() == [
         f"nova.py: no cloud in {tmp_path}/nowhere",
-        f"  go to the folder where it was made, or name it: sudo python3 nova.py {verb} DIR",
+        f"  go to the folder where it was made, or name it: nova.py {verb} DIR",
     ]
     assert not (tmp_path / "nowhere").exists()
 
