@@ -651,3 +651,10 @@ def test_settings_needs_no_root(nova_py: Callable[..., subprocess.CompletedProce
 @pytest.mark.skipif(os.geteuid() != 0, reason="is not root")
 def test_root_is_let_through(nova_py: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     assert nova_py("run", user=0).returncode == 99
+
+
+@pytest.mark.parametrize("call", [nova.do, nova.ask])
+def test_a_command_that_heard_ctrl_c_first_is_ctrl_c(fake: Fake, call: Callable[..., object]) -> None:
+    fake("hears", "kill -INT $$")
+    with pytest.raises(KeyboardInterrupt):
+        call("hears")
