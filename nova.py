@@ -199,7 +199,7 @@ class Settings:
     DIR: Path              = setting(Path("nova"), "the cloud's folder: nova's source, instances, novarc (an argument)")
     SCREEN_NAME: str       = setting("nova",       "name of the screen session")
     SCREEN_STATUS: bool    = setting(True,         "1: a status line that names the windows")
-    USE_MYSQL: bool        = setting(True,         "1: a private MariaDB")
+    USE_MYSQL: bool        = setting(True,         "1: a private MariaDB; 0: SQLite, but for neutron")
     MYSQL_PASS: str        = setting("",           "password of that MariaDB; generated when empty")
     ADMIN_PASSWORD: str    = setting("",           "password of the cloud's user admin; generated when empty")
     INTERFACE: str         = setting("",           "interface to the outside; the one of the default route when empty")
@@ -209,12 +209,15 @@ class Settings:
     INSTANCES_PATH: str    = setting("",           "where instances' disks are; DIR/instances when empty")
     LOCK_PATH: str         = setting("",           "where services keep their locks; DIR/state/locks when empty")
     LIBVIRT_TYPE: str      = setting("qemu",       "qemu, or kvm")
-    NET_MAN: str           = setting("VlanManager", "VlanManager: a network of its own for each project")
-    TEST: bool             = setting(False,        "1: run nova's unit tests first")
+    NET_MAN: str           = setting("VlanManager", "a VLAN a project; or FlatDHCPManager; or FlatManager: no DHCP")
+    FLAT_INTERFACE: str    = setting("",           "spare interface that joins the bridge br100")
+    VOLUMES_SIZE: str      = setting("0",          "GiB for volumes; 0: no volumes")
+    CONSOLES: bool         = setting(False,        "1: instances' consoles in the browser and by websocket")
+    IMAGE: str             = setting("",           "path or URL of an image (qcow2 or raw) to add")
+    TEST: str              = setting("0",          "1: run a part of nova's unit tests first; all: all of them")
     USE_LDAP: bool         = setting(False,        "1: users in OpenLDAP")
     USE_OPENDJ: bool       = setting(False,        "1: users in OpenDJ")
     USE_IPV6: bool         = setting(False,        "1: IPv6 beside IPv4")
-    FLAT_INTERFACE: str    = setting("",           "interface that joins the flat bridge")
 
 
 # What nova.sh had and nova.py does not have (yet): better refused than ignored.
@@ -223,13 +226,18 @@ REFUSED: dict[tuple[str, object], str] = {
     ("LIBVIRT_TYPE", "uml"):     "libvirt (5.0) and nova (23.0) dropped user-mode Linux; use qemu",
     ("LIBVIRT_TYPE", "lxc"):     "containers are not ported yet; use qemu",
     **{("NET_MAN", flat): "not ported yet; use VlanManager" for flat in ("FlatManager", "FlatDHCPManager")},
-    ("TEST", True):              "not ported yet",
+    **{("TEST", value): "not ported yet" for value in ("1", "all")},
+    **{(name, ...): "not ported yet" for name in ("VOLUMES_SIZE", "CONSOLES", "IMAGE")},
     **{(name, True): "not ported yet" for name in ("USE_LDAP", "USE_OPENDJ", "USE_IPV6")},
     ("FLAT_INTERFACE", ...):     "not ported yet",
     ("INSTANCES_PATH", ...):     "not ported yet; instances are in DIR/instances",
     ("LOCK_PATH", ...):          "not ported yet; locks are in DIR/state/locks",
 }
-CHOICES = {"LIBVIRT_TYPE": ("qemu", "kvm", "lxc", "uml"), "NET_MAN": ("VlanManager", "FlatDHCPManager", "FlatManager")}
+CHOICES = {
+    "LIBVIRT_TYPE": ("qemu", "kvm", "lxc", "uml"),
+    "NET_MAN": ("VlanManager", "FlatDHCPManager", "FlatManager"),
+    "TEST": ("0", "1", "all"),
+}
 
 # ---- Tables: users, ports, paths ----
 
@@ -395,7 +403,20 @@ IMAGE_PARTS: tuple[tuple[str, str, str, dict[str, str]], ...] = (
     ("ami-tty",         "ami", "root.img", {"kernel_id": "ami-tty-kernel", "ramdisk_id": "ami-tty-ramdisk", "os_command_line":
                                             "root=/dev/vda console=tty1 console=ttyS0 quiet no_timer_check"}),
 )
+
+# What only a setting asks for: first columns of rows above, and groups of pyproject.toml; packages: conf/packages.toml.
+ONLY_WITH: dict[str, set[object]] = {
+    "VOLUMES_SIZE": set(),
+    "CONSOLES":     set(),
+}
 # fmt: on
+
+
+def rows(cfg: Settings, *tables: tuple[Any, ...]) -> list[Any]:
+    """The tables' rows that these settings ask for, in their order."""
+    off = {name for setting, names in ONLY_WITH.items() if getattr(cfg, setting) in (False, "", "0") for name in names}
+    return [row for table in tables for row in table if row[0] not in off]
+
 
 # ---- Talking: the log, steps, the caller ----
 
@@ -786,15 +807,21 @@ def routes() -> list[tuple[ipaddress.IPv4Network, str]]:
 
 
 def distribution() -> dict[str, Any]:
-    """This distribution's row of conf/packages.toml; Failure for one that it does not know."""
+    """This distribution's row of conf/packages.toml, with the packages of every one; Failure for one it does not know."""
     release = platform.freedesktop_os_release()
     name = f"{release['ID']}-{release.get('VERSION_ID')}"
     table = tomllib.loads((HERE / "conf/packages.toml").read_text())
     if name not in table["distributions"]:
         known = ", ".join(table["distributions"])
         raise Failure(f"this is {name}, and conf/packages.toml knows {known}", "add a row of its names there")
-    row = table["distributions"][name]
-    return {**row, "packages": {**table["packages"], **row.get("packages", {})}}
+    return {**table, **table["distributions"][name]}
+
+
+def packages(cfg: Settings) -> set[str]:
+    """The names of the packages that these settings ask for."""
+    here = distribution()
+    asked = [names for setting, names in here["only_with"].items() if getattr(cfg, setting) not in (False, "", "0")]
+    return {name for names in (here["packages"], *asked) for name in names}
 
 
 def check_machine(cfg: Settings) -> None:
@@ -819,7 +846,7 @@ def check_machine(cfg: Settings) -> None:
 
 def check_ports(cfg: Settings) -> None:
     """Every port that a service will listen on is free."""
-    places = " ".join(render(service.answers, cfg) for service in SERVICES.values())
+    places = " ".join(render(service.answers, cfg) for service in rows(cfg, SERVERS, CONTROL, WORKERS))
     wanted = {int(port) for port in re.findall(r":(\d+)", places)} | {PATHS["RABBIT_DIST_PORT"], PATHS["EPMD_PORT"]}
     for connection in psutil.net_connections("tcp"):
         port = connection.laddr.port if connection.laddr else 0
@@ -904,17 +931,17 @@ def install(cfg: Settings) -> None:
     check_machine(cfg)
     if not tree()["whole"]:
         branch(cfg)
-    in_parallel(install_packages, lambda: install_openstack(cfg))
+    in_parallel(lambda: install_packages(packages(cfg)), install_openstack)
     private_libvirt()
     make_users()
     make_folders(cfg)
     write_config(cfg)
-    in_parallel(lambda: make_databases(cfg), lambda: make_image(cfg))
+    in_parallel(lambda: make_databases(cfg), make_image)
 
 
-def install_packages() -> None:
+def install_packages(names: set[str]) -> None:
     """One apt transaction for what is missing; services that packages bring do not start, now or at the next boot."""
-    missing = sorted(set(distribution()["packages"]) - installed_packages())
+    missing = sorted(names - installed_packages())
     if not missing and not INSTALLED_BEFORE.exists():
         return
     apt = ("apt-get", "-o", "DPkg::Lock::Timeout=300", "-o", "Acquire::Retries=3", "-qq")
@@ -969,12 +996,13 @@ def remove_policy() -> None:
         POLICY.unlink()
 
 
-def install_openstack(cfg: Settings) -> None:
+def install_openstack() -> None:
     """OpenStack's environment from the lock file, with the tree in DIR as its nova."""
-    key = digest(HERE / "uv.lock") + digest(HOME / "setup.cfg")
-    made_from = ENV / "made-from"
-    if made_from.exists() and made_from.read_text() == key:
-        return
+    make_once(ENV / "made-from", digest(HERE / "uv.lock") + digest(HOME / "setup.cfg"), make_environment)
+
+
+def make_environment() -> None:
+    """All of it, anew."""
     uv = (TOOL / "uv", "--quiet", "--no-config")
     env = {"UV_SYSTEM_CERTS": "1", "UV_CACHE_DIR": str(STATE / "cache/uv")}
     wanted = STATE / "cache/cloud.txt"
@@ -990,6 +1018,14 @@ def install_openstack(cfg: Settings) -> None:
         (site / "distribution.pth").write_text(f"{STATE}/python3-libvirt\n")
     with step("Compile it"):
         do(ENV / "bin/python", "-m", "compileall", "-q", "-j", "2", site, HOME / "nova")
+
+
+def make_once(made_from: Path, key: str, make: Callable[[], None]) -> None:
+    """Call `make`, unless what it makes was made from the same before; where it was cut off, it makes all anew."""
+    if made_from.exists() and made_from.read_text() == key:
+        return
+    made_from.unlink(missing_ok=True)
+    make()
     write_file(made_from, key)
 
 
@@ -1023,7 +1059,7 @@ def make_folders(cfg: Settings) -> None:
 
 def write_config(cfg: Settings) -> None:
     """Every service's configuration from its template."""
-    for template, path, mode, owner in CONFIG_FILES:
+    for template, path, mode, owner in rows(cfg, CONFIG_FILES):
         write_file(path, render((HERE / template).read_text(), cfg), mode, owner)
     write_file(CONF / "keep", (HERE / "conf/keep").read_bytes(), 0o755)
     for folder in ("fernet", "credential"):
@@ -1036,12 +1072,15 @@ def make_databases(cfg: Settings) -> None:
     """Filled databases, made once and copied by every run: their content depends on what `key` is made of alone."""
     versions = [digest(path) for path in sorted((HOME / "nova/db").rglob("*.py"))]
     chosen = [values(cfg)[name] for name in ("HOST_IP", "ADMIN_PASSWORD", "SERVICE_PASSWORD")]
-    parts = (digest(HERE / "uv.lock"), versions, chosen, ask("mariadbd", "--version"), DATABASES, ENDPOINTS)
+    tables = rows(cfg, DATABASES, ENDPOINTS)
+    parts = (digest(HERE / "uv.lock"), versions, chosen, ask("mariadbd", "--version"), tables)
     key = hashlib.sha256(repr(parts).encode()).hexdigest()
-    data, made_from = STATE / "cache/mysql", STATE / "cache/mysql.made-from"
-    if made_from.exists() and made_from.read_text() == key:
-        return
-    made_from.unlink(missing_ok=True)
+    make_once(STATE / "cache/mysql.made-from", key, lambda: fill_databases(cfg))
+
+
+def fill_databases(cfg: Settings) -> None:
+    """A server for the time of it, and each database's own commands side by side."""
+    data = STATE / "cache/mysql"
     shutil.rmtree(data, ignore_errors=True)
     data.mkdir(parents=True)
     give(data, USER)
@@ -1049,10 +1088,9 @@ def make_databases(cfg: Settings) -> None:
         empty = ("--auth-root-authentication-method=socket", "--skip-test-db")
         do("mariadb-install-db", "--no-defaults", f"--datadir={data}", *empty, user=USER)
         with started(cfg, SERVICES["mysql"], f"--datadir={data}", "--innodb-flush-log-at-trx-commit=0"):
-            in_parallel(*(functools.partial(fill_database, cfg, *row) for row in DATABASES))
+            in_parallel(*(functools.partial(fill_database, cfg, *row) for row in rows(cfg, DATABASES)))
             with started(cfg, SERVICES["keystone"]):
                 register_services(cfg)
-    write_file(made_from, key)
 
 
 @contextlib.contextmanager
@@ -1078,7 +1116,7 @@ def register_services(cfg: Settings) -> None:
     identity = cloud(cfg).identity
     project = identity.create_project(name="service", domain_id="default")
     roles = [identity.find_role(name) or identity.create_role(name=name) for name in ("admin", "service")]
-    for name, kind, url in ENDPOINTS:
+    for name, kind, url in rows(cfg, ENDPOINTS):
         user = identity.create_user(name=name, domain_id="default", password=values(cfg)["SERVICE_PASSWORD"])
         for role in roles:
             identity.assign_project_role_to_user(project, user, role)
@@ -1101,15 +1139,16 @@ def fill_database(cfg: Settings, names: tuple[str, ...], commands: tuple[str, ..
         do(ENV / "bin" / program, *arguments, user=USER, env=env, cwd=STATE)
 
 
-def make_image(cfg: Settings) -> None:
+def make_image() -> None:
     """The three parts of ami-tty, from the distribution's packages."""
-    sources, made_from = HERE / "conf/ami-tty", HOME / "images/made-from"
+    sources = HERE / "conf/ami-tty"
+
+    def build() -> None:
+        with step("Build the image ami-tty"):
+            do(sys.executable, sources / "build.py", HOME / "images", distribution()["kernel"], hint=NETWORK)
+
     key = "".join(digest(path) for path in sorted(sources.iterdir()) if path.is_file())
-    if made_from.exists() and made_from.read_text() == key:
-        return
-    with step("Build the image ami-tty"):
-        do(sys.executable, sources / "build.py", HOME / "images", distribution()["kernel"], hint=NETWORK)
-    write_file(made_from, key)
+    make_once(HOME / "images/made-from", key, build)
 
 
 # ---- run ----
@@ -1190,9 +1229,9 @@ def start_session(cfg: Settings) -> None:
         wait_for("screen", lambda: session(cfg), 10)
         if cfg.SCREEN_STATUS:
             to_screen(cfg, "hardstatus", "alwayslastline", "%-Lw%{= BW}%50>%n%f* %t%{-}%+Lw%< %= %H")
-        for service in SERVERS:
+        for service in rows(cfg, SERVERS):
             open_window(cfg, service)
-        for service in SERVERS:
+        for service in rows(cfg, SERVERS):
             if service.window != "rabbit":  # it is slow, and nobody needs it before the workers
                 wait_for_service(cfg, service)
 
@@ -1226,9 +1265,9 @@ def has_kernel_datapath() -> bool:
 def start_control(cfg: Settings) -> None:
     """The APIs and what works for them."""
     with step("Start the APIs"):
-        for service in CONTROL:
+        for service in rows(cfg, CONTROL):
             open_window(cfg, service)
-        for service in CONTROL:
+        for service in rows(cfg, CONTROL):
             wait_for_service(cfg, service)
 
 
@@ -1236,7 +1275,7 @@ def start_workers(cfg: Settings) -> None:
     """What asks the others when it starts."""
     with step("Start scheduler, compute and network agents"):
         wait_for_service(cfg, SERVICES["rabbit"])
-        for service in WORKERS:
+        for service in rows(cfg, WORKERS):
             open_window(cfg, service)
 
 

@@ -325,7 +325,7 @@ def test_a_port_in_use_names_who_has_it(
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         machine.listening = [c for c in everybodys_connections("tcp") if c.pid == os.getpid()]
-        monkeypatch.setitem(nova.SERVICES, "mine", nova.Service("mine", nova.USER, "", f"127.0.0.1:{port}"))
+        monkeypatch.setattr(nova, "WORKERS", (nova.Service("mine", nova.USER, "", f"127.0.0.1:{port}"),))
         who = f"the cloud in {cloud}" if cloud else f"{psutil.Process().name()}, pid {os.getpid()}"
         assert str(failure(nova.check_ports, cfg)) == f"port {port} is in use by {who}"
     machine.listening = [c for c in everybodys_connections("tcp") if c.pid == os.getpid()]

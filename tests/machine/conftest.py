@@ -140,6 +140,34 @@ def machine() -> Iterator[Machine]:
     shutil.rmtree(folder)
 
 
+# The clouds that the tests of variables share, one after the other; a test module says which: pytestmark = on("vlan").
+CLOUDS: dict[str, dict[str, str]] = {
+    "vlan": {"NET_MAN": "VlanManager"},
+    "flat-dhcp": {"NET_MAN": "FlatDHCPManager"},
+    "flat": {"NET_MAN": "FlatManager"},
+}
+
+
+def on(name: str) -> pytest.MarkDecorator:
+    """For a module's pytestmark: its tests take the fixture `cloud` and run on that cloud; pytest groups them by it."""
+    return pytest.mark.parametrize("cloud", [name], indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def cloud(machine: Machine, request: pytest.FixtureRequest) -> Iterator[Machine]:
+    """A cloud made with one row of CLOUDS, and the keypair `mine` in it; taken down to nothing when the next one comes."""
+    before = machine.traces()
+    machine.nova("run_detached", env=CLOUDS[request.param])
+    if not machine.key.exists():
+        machine.shell(f"ssh-keygen -q -t ed25519 -N '' -f {machine.key}")
+    machine.shell(f"openstack keypair create --public-key {machine.key}.pub mine")
+    yield machine
+    for verb in ("terminate", "clean", "scrub"):
+        machine.nova(verb)
+    assert machine.traces() == before
+    assert machine.processes() == [] and machine.ports() == set()
+
+
 def listener(address: str) -> socket.socket:
     """A TCP listener on this machine, which says hello to whoever connects."""
     server = socket.create_server((address, 0))
