@@ -1457,11 +1457,11 @@ def remove_traces() -> None:
 
 
 def settings(cfg: Settings) -> None:
-    """Print each variable with its value and its meaning; what was changed is marked."""
+    """Print each variable with its value and its meaning; a star where the value was chosen and is not the default."""
     for row in fields(Settings):
         value = int(value) if isinstance(value := getattr(cfg, row.name), bool) else value
         shown = "(set)" if row.name in ("MYSQL_PASS", "ADMIN_PASSWORD") and value else value
-        mark = "*" if os.environ.get(row.name) else " "
+        mark = "*" if os.environ.get(row.name) and getattr(cfg, row.name) != row.default else " "
         print(f"{mark} {row.name + '=' + str(shown):34} {row.metadata['meaning']}")
 
 

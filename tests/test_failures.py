@@ -401,9 +401,9 @@ def test_more_words_than_a_verb_takes(capsys: pytest.CaptureFixture[str], words:
 
 
 def test_a_refused_setting_ends_with_2(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TEST", "yes")
+    monkeypatch.setenv("USE_IPV6", "yes")
     assert nova.main(["run"]) == 2
-    assert capsys.readouterr().err == "nova.py: TEST=yes: say 0 or 1\n"
+    assert capsys.readouterr().err == "nova.py: USE_IPV6=yes: say 0 or 1\n"
 
 
 def test_two_at_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def test_defaults_are_those_of_the_table_and_of_the_machine() -> None:
 
 def test_the_defaults_of_nova_sh() -> None:
     cfg = nova.settings_from({})
-    assert (cfg.SCREEN_NAME, cfg.SCREEN_STATUS, cfg.USE_MYSQL, cfg.TEST) == ("nova", True, True, False)
+    assert (cfg.SCREEN_NAME, cfg.SCREEN_STATUS, cfg.USE_MYSQL, cfg.TEST) == ("nova", True, True, "0")
     assert (cfg.FLOATING_RANGE, cfg.FIXED_RANGE) == ("10.6.0.0/27", "10.0.0.0/24")
     assert (cfg.LIBVIRT_TYPE, cfg.NET_MAN) == ("qemu", "VlanManager")
 
@@ -80,10 +80,20 @@ def test_another_spelling_of_a_boolean_is_refused(name: str, value: str) -> None
     assert refused({name: value}) == f"{name}={value}: say 0 or 1"
 
 
+def default(name: str) -> object:
+    return next(row.default for row in dataclasses.fields(nova.Settings) if row.name == name)
+
+
 @pytest.mark.parametrize(("row", "reason"), nova.REFUSED.items(), ids=str)
 def test_what_is_not_ported_is_refused_with_its_reason(row: tuple[str, object], reason: str) -> None:
     name, value = row
-    said = "anything" if value is ... else str(int(value)) if isinstance(value, bool) else str(value)
+    said = (
+        {bool: "1"}.get(type(default(name)), "anything")
+        if value is ...
+        else str(int(value))
+        if isinstance(value, bool)
+        else str(value)
+    )
     assert refused({name: said}) == f"{name}={said}: {reason}"
 
 
@@ -190,11 +200,13 @@ def test_settings_shows_every_variable_and_no_password(
 ) -> None:
     monkeypatch.setenv("ADMIN_PASSWORD", "not-to-be-shown")
     monkeypatch.setenv("TEST", "0")
+    monkeypatch.setenv("SCREEN_NAME", "other")
     assert nova.main(["settings"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line[2:].split("=")[0] for line in lines] == [row.name for row in dataclasses.fields(nova.Settings)]
     assert lines[0].startswith(f"  DIR={Path('nova').absolute()} ")
     assert "* ADMIN_PASSWORD=(set)               password of the cloud's user admin; generated when empty" in lines
     assert "  MYSQL_PASS=                        password of that MariaDB; generated when empty" in lines
-    assert "* TEST=0                             1: run nova's unit tests first" in lines
+    assert "* SCREEN_NAME=other                  name of the screen session" in lines
+    assert "  TEST=0                             1: run a part of nova's unit tests first; all: all of them" in lines
     assert "not-to-be-shown" not in "\n".join(lines)

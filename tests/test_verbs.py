@@ -146,7 +146,7 @@ def test_install_again_changes_nothing(installable: Machine, in_order: None) -> 
 
 
 def test_packages_already_there_are_not_installed(cfg: nova.Settings, installable: Machine) -> None:
-    nova.install_packages()
+    nova.install_packages(set(nova.distribution()["packages"]))
     install = next(line for line in installable.called() if " install " in line).split()
     assert "procps" in install  # its configuration is there, the package is not
     assert "screen" not in install
@@ -176,7 +176,7 @@ printf 'new\\nidle\\n' >>{machine.path("/srv/packages")}
 
 
 def test_services_of_new_packages_do_not_start_and_those_that_were_enabled_are_disabled(enabling: Path, machine: Machine) -> None:
-    nova.install_packages()  # fails where the policy was not there in time
+    nova.install_packages(set(nova.distribution()["packages"]))  # fails where the policy was not there in time
     assert (enabling / "new.service").exists()
     assert [line for line in machine.called() if "systemd-helper" in line] == [
         "DPKG_MAINTSCRIPT_PACKAGE=nova.py deb-systemd-helper disable new.service"
@@ -190,16 +190,16 @@ def test_packages_cut_off_are_finished_by_the_next_call(enabling: Path, machine:
     machine.fake("dpkg")
     for _ in "ab":
         with pytest.raises(nova.Failure, match="exit code 100"):
-            nova.install_packages()
+            nova.install_packages(set(nova.distribution()["packages"]))
         assert not nova.POLICY.exists()
     assert "deb-systemd-helper" not in machine.transcript()
     machine.fake("apt-get")
     machine.put("/srv/packages", "\n".join(["screen", "mine", "new", "idle", *nova.distribution()["packages"], ""]))
-    nova.install_packages()
+    nova.install_packages(set(nova.distribution()["packages"]))
     assert machine.called()[-1] == "DPKG_MAINTSCRIPT_PACKAGE=nova.py deb-systemd-helper disable new.service"
     assert not nova.INSTALLED_BEFORE.exists()
     machine.calls.unlink()
-    nova.install_packages()
+    nova.install_packages(set(nova.distribution()["packages"]))
     assert [line for line in machine.called() if not line.startswith("dpkg-query --show ")] == []
 
 
@@ -208,35 +208,35 @@ def test_a_machine_without_systemd_has_nothing_to_disable(cfg: nova.Settings, in
     installable.path("/etc/systemd/system").rmdir()
     installable.put("/srv/files/new", "/lib/systemd/system/new.service\n")
     installable.fake("apt-get", f'[ "${{!#}}" = update ] || echo new >>{installable.path("/srv/packages")}')
-    nova.install_packages()
+    nova.install_packages(set(nova.distribution()["packages"]))
     assert "--listfiles new" in installable.transcript()
     assert not nova.INSTALLED_BEFORE.exists()
 
 
 def test_what_was_installed_before_is_not_touched_by_an_upgrade(enabling: Path, machine: Machine) -> None:
     machine.fake("apt-get")
-    nova.install_packages()
+    nova.install_packages(set(nova.distribution()["packages"]))
     assert (enabling / "mine.service").exists()
     assert "deb-systemd-helper" not in machine.transcript()
 
 
 def test_the_machines_own_policy_stays(enabling: Path, machine: Machine) -> None:
     nova.POLICY.write_text("#!/bin/sh\nexit 104\n")
-    nova.install_packages()
+    nova.install_packages(set(nova.distribution()["packages"]))
     assert nova.POLICY.read_text() == "#!/bin/sh\nexit 104\n"
 
 
 def test_a_changed_lock_makes_the_environment_again(branched: nova.Settings, installable: Machine) -> None:
-    nova.install_openstack(branched)
+    nova.install_openstack()
     (nova.ENV / "made-from").write_text("another lock")
     installable.calls.unlink()
-    nova.install_openstack(branched)
+    nova.install_openstack()
     assert "uv --quiet --no-config venv" in installable.transcript()
 
 
 def test_libvirts_python_alone_is_seen_of_the_distributions(branched: nova.Settings, installable: Machine) -> None:
     installable.put("/usr/lib/python3/dist-packages/yaml.py")
-    nova.install_openstack(branched)
+    nova.install_openstack()
     nova.make_users()
     path = Path(next(nova.ENV.glob("lib/*/site-packages/distribution.pth")).read_text().strip())
     assert sorted(p.name for p in path.iterdir()) == ["libvirt.py", "libvirtmod.so"]
