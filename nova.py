@@ -202,6 +202,9 @@ class Settings:
     USE_MYSQL: bool        = setting(True,         "1: a private MariaDB; 0: SQLite, but for neutron")
     MYSQL_PASS: str        = setting("",           "password of that MariaDB; generated when empty")
     ADMIN_PASSWORD: str    = setting("",           "password of the cloud's user admin; generated when empty")
+    SERVICE_PASSWORD: str  = setting("",           "password of the services' users; generated when empty")
+    RABBIT_PASS: str       = setting("",           "password of the services at RabbitMQ; generated when empty")
+    METADATA_SECRET: str   = setting("",           "what neutron's metadata agent shows to nova; generated when empty")
     INTERFACE: str         = setting("",           "interface to the outside; the one of the default route when empty")
     HOST_IP: str           = setting("",           "address of the APIs; the address of INTERFACE when empty")
     FLOATING_RANGE: str    = setting("10.6.0.0/27", "floating addresses; the first is this machine's own")
@@ -222,7 +225,6 @@ class Settings:
 
 # What nova.sh had and nova.py does not have (yet): better refused than ignored.
 REFUSED: dict[tuple[str, object], str] = {
-    ("USE_MYSQL", False):        "every cloud has its private MariaDB for now",
     ("LIBVIRT_TYPE", "uml"):     "libvirt (5.0) and nova (23.0) dropped user-mode Linux; use qemu",
     ("LIBVIRT_TYPE", "lxc"):     "containers are not ported yet; use qemu",
     **{("NET_MAN", flat): "not ported yet; use VlanManager" for flat in ("FlatManager", "FlatDHCPManager")},
@@ -233,6 +235,8 @@ REFUSED: dict[tuple[str, object], str] = {
     ("INSTANCES_PATH", ...):     "not ported yet; instances are in DIR/instances",
     ("LOCK_PATH", ...):          "not ported yet; locks are in DIR/state/locks",
 }
+# Given, prompted for (-p) or generated; kept in passwords.json alone.
+SECRETS = ("MYSQL_PASS", "ADMIN_PASSWORD", "SERVICE_PASSWORD", "RABBIT_PASS", "METADATA_SECRET")
 CHOICES = {
     "LIBVIRT_TYPE": ("qemu", "kvm", "lxc", "uml"),
     "NET_MAN": ("VlanManager", "FlatDHCPManager", "FlatManager"),
@@ -272,13 +276,14 @@ FOLDERS = (
     ("state/glance/staging",    USER),
     ("state/neutron",           USER),
     ("state/mysql",             USER),
+    ("state/databases",         USER),
     ("state/rabbit",            USER),
     ("state/ovs",               USER),
 )
 
 # What every run begins without.
 EMPTIED = (
-    "state/mysql", "state/rabbit", "state/ovs", "state/nova", "state/glance/images", "state/neutron",
+    "state/mysql", "state/databases", "state/rabbit", "state/ovs", "state/nova", "state/glance/images", "state/neutron",
     "state/libvirt/etc/qemu", "state/libvirt/lib", "state/libvirt/run", "instances",
 )
 
@@ -331,7 +336,7 @@ NOVA_CONF = "--config-file $CONF/nova.conf --config-file $CONF/nova-db.conf"
 
 # What OpenStack stands on.
 SERVERS = (
-    Service("mysql",        USER, "mariadbd --defaults-file=$CONF/my.cnf --datadir=$STATE/mysql/data", "$STATE/mysql/sock"),
+    Service("mysql",        USER, "mariadbd --defaults-file=$CONF/my.cnf --datadir=$STATE/databases/mysql", "$STATE/mysql/sock"),
     Service("rabbit",       USER, "env HOME=$STATE/rabbit /usr/lib/rabbitmq/bin/rabbitmq-server", "127.0.0.1:$RABBIT_PORT"),
     Service("ovsdb",        USER, "ovsdb-server --remote=p$OVSDB --unixctl=$OVS/ovsdb.ctl"
                                   " $OVS/conf.db $OVS/ovnnb.db $OVS/ovnsb.db", "$OVS/db.sock"),
@@ -363,14 +368,22 @@ SERVICES = {service.window: service for service in SERVERS + CONTROL + WORKERS}
 
 # ---- Tables: databases, endpoints, flavors ----
 
+# What templates call the databases, by USE_MYSQL. neutron is always in MariaDB: its project does not support SQLite (its
+# migrations alter constraints, and it opens a second writing session while its first is open). CELL is for nova-manage,
+# which puts the parts of nova's own connection in: a password has no place in argv.
+DATABASE_URLS = {
+    True:  dict(DATABASE="mysql+pymysql://nova:$MYSQL_PASS@localhost", QUERY=f"unix_socket={STATE}/mysql/sock",
+                CELL="{scheme}://{username}:{password}@{hostname}"),
+    False: dict(DATABASE=f"sqlite:///{STATE}/databases/sqlite", QUERY="plugin=immediate&timeout=60",
+                CELL=f"sqlite:///{STATE}/databases/sqlite"),
+}
 # database, and the commands that fill it; these run beside those of the other rows
 DATABASES = (
     (("nova_api", "nova_cell0", "nova_cell1"), (
         f"nova-manage {NOVA_CONF} api_db sync",
-        f"nova-manage {NOVA_CONF} cell_v2 map_cell0"
-        " --database_connection {scheme}://{username}:{password}@{hostname}/nova_cell0?{query}",
-        f"nova-manage {NOVA_CONF} cell_v2 create_cell --name cell1"
-        " --transport-url {scheme}://{username}:{password}@{hostname}:{port}/ --database_connection {scheme}://{username}:{password}@{hostname}/nova_cell1?{query}",
+        f"nova-manage {NOVA_CONF} cell_v2 map_cell0 --database_connection $CELL/nova_cell0?{{query}}",
+        f"nova-manage {NOVA_CONF} cell_v2 create_cell --name cell1 --database_connection $CELL/nova_cell1?{{query}}"
+        " --transport-url {scheme}://{username}:{password}@{hostname}:{port}/",
         f"nova-manage {NOVA_CONF} db sync")),
     (("keystone",),  ("keystone-manage --config-file $CONF/keystone.conf db_sync",
                       "keystone-manage --config-file $CONF/keystone.conf bootstrap")),
@@ -547,9 +560,15 @@ def wait_for(what: str, ready: Callable[[], object], seconds: float, service: Se
 def values(cfg: Settings) -> dict[str, Any]:
     """What templates may name: settings, paths, ports, passwords."""
     chosen = asdict(cfg)
-    passwords = json.loads(path.read_text()) if (path := STATE / "passwords.json").exists() else {}
+    known = passwords(STATE)
+    urls = {name: string.Template(url).safe_substitute(known) for name, url in DATABASE_URLS[cfg.USE_MYSQL].items()}
     machine = {"HOSTNAME": socket.gethostname(), "DATAPATH": "system" if has_kernel_datapath() else "netdev"}
-    return {**chosen, **PATHS, **machine, **passwords}
+    return {**chosen, **PATHS, **machine, **known, **urls}
+
+
+def passwords(state: Path) -> dict[str, str]:
+    """The secrets of the cloud with this state folder; none before its first install."""
+    return dict(json.loads(path.read_text())) if (path := state / "passwords.json").exists() else {}
 
 
 def render(text: str, cfg: Settings) -> str:
@@ -755,8 +774,8 @@ def checked(cfg: Settings) -> Settings:
 WORDS = (
     ("SCREEN_NAME",    r"[A-Za-z0-9_-]{1,30}",        "letters, digits, - and _ only, 30 at most"),
     ("DIR",            r"/[\w./-]*",                  "letters, digits, . _ - and / only; services would trip over others"),
-    ("MYSQL_PASS",     r"([A-Za-z0-9_.~-]{8,72})?",   "8 to 72 of A-Z a-z 0-9 _ . ~ -, since it stands in URLs and files"),
-    ("ADMIN_PASSWORD", r"([A-Za-z0-9_.~-]{8,72})?",   "8 to 72 of A-Z a-z 0-9 _ . ~ -, since it stands in URLs and files"),
+    *((secret,         r"([A-Za-z0-9_.~-]{8,72})?",   "8 to 72 of A-Z a-z 0-9 _ . ~ -, since it stands in URLs and files")
+      for secret in SECRETS),
 )  # fmt: skip
 
 
@@ -764,7 +783,7 @@ def check_words(cfg: Settings) -> None:
     """Failure for what could not stand where it is going to stand."""
     for name, form, words in WORDS:
         if not re.fullmatch(form, str(getattr(cfg, name)), re.ASCII):
-            shown = name if "PASS" in name else f"{name}={getattr(cfg, name)}"
+            shown = name if name in SECRETS else f"{name}={getattr(cfg, name)}"
             raise Failure(f"{shown}: {words}", code=2)
     if cfg.INTERFACE and cfg.INTERFACE not in netifaces.interfaces():
         raise Failure(f"INTERFACE={cfg.INTERFACE}: this machine has {', '.join(netifaces.interfaces())}", code=2)
@@ -1048,13 +1067,12 @@ def make_folders(cfg: Settings) -> None:
         (HOME / name).mkdir(parents=True, exist_ok=True)
         give(HOME / name, owner)
         (HOME / name).chmod(0o700 if owner == USER else 0o711)
-    secret = ("MYSQL_PASS", "ADMIN_PASSWORD", "DIR")
-    write_file(STATE / "settings.json", json.dumps({k: v for k, v in asdict(cfg).items() if k not in secret}, indent=1))
-    path = STATE / "passwords.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
-    for name in ("MYSQL_PASS", "ADMIN_PASSWORD", "RABBIT_PASS", "SERVICE_PASSWORD", "METADATA_SECRET"):
-        known[name] = getattr(cfg, name, "") or known.get(name) or secrets.token_urlsafe(24)
-    write_file(path, json.dumps(known, indent=1), 0o600)
+    plain = {k: v for k, v in asdict(cfg).items() if k not in (*SECRETS, "DIR")}
+    write_file(STATE / "settings.json", json.dumps(plain, indent=1))
+    known = passwords(STATE)
+    for name in SECRETS:
+        known[name] = getattr(cfg, name) or known.get(name) or secrets.token_urlsafe(24)
+    write_file(STATE / "passwords.json", json.dumps(known, indent=1), 0o600)
 
 
 def write_config(cfg: Settings) -> None:
@@ -1062,35 +1080,52 @@ def write_config(cfg: Settings) -> None:
     for template, path, mode, owner in rows(cfg, CONFIG_FILES):
         write_file(path, render((HERE / template).read_text(), cfg), mode, owner)
     write_file(CONF / "keep", (HERE / "conf/keep").read_bytes(), 0o755)
+    if not cfg.USE_MYSQL:
+        install_plugin(next(ENV.glob("lib/python3*/site-packages")))
     for folder in ("fernet", "credential"):
         for name in ("0", "1"):
             if not (STATE / f"keystone/{folder}/{name}").exists():
                 write_file(STATE / f"keystone/{folder}/{name}", urlsafe_b64encode(secrets.token_bytes(32)), 0o600, USER)
 
 
+def install_plugin(site: Path) -> None:
+    """The SQLAlchemy plugin of DATABASE_URLS becomes a package of OpenStack's environment; why: conf/sqlite."""
+    for name in ("nova_py_sqlite.py", "nova_py_sqlite-1.dist-info/entry_points.txt"):
+        (site / name).parent.mkdir(exist_ok=True)
+        write_file(site / name, (HERE / "conf/sqlite" / name).read_bytes())
+
+
 def make_databases(cfg: Settings) -> None:
     """Filled databases, made once and copied by every run: their content depends on what `key` is made of alone."""
     versions = [digest(path) for path in sorted((HOME / "nova/db").rglob("*.py"))]
-    chosen = [values(cfg)[name] for name in ("HOST_IP", "ADMIN_PASSWORD", "SERVICE_PASSWORD")]
+    chosen = [values(cfg)[name] for name in ("HOST_IP", "ADMIN_PASSWORD", "SERVICE_PASSWORD", "CELL")]
     tables = rows(cfg, DATABASES, ENDPOINTS)
     parts = (digest(HERE / "uv.lock"), versions, chosen, ask("mariadbd", "--version"), tables)
     key = hashlib.sha256(repr(parts).encode()).hexdigest()
-    make_once(STATE / "cache/mysql.made-from", key, lambda: fill_databases(cfg))
+    make_once(kept_databases(cfg).with_suffix(".made-from"), key, lambda: fill_databases(cfg))
+
+
+def kept_databases(cfg: Settings) -> Path:
+    """Where the filled ones are; those of USE_MYSQL=0 beside those of USE_MYSQL=1, so that both stay."""
+    return STATE / "cache" / ("mysql" if cfg.USE_MYSQL else "sqlite")
 
 
 def fill_databases(cfg: Settings) -> None:
-    """A server for the time of it, and each database's own commands side by side."""
-    data = STATE / "cache/mysql"
-    shutil.rmtree(data, ignore_errors=True)
-    data.mkdir(parents=True)
-    give(data, USER)
+    """A server for the time of it, and each database's own commands side by side; then out of the services' way."""
+    place, kept = STATE / "databases", kept_databases(cfg)
+    shutil.rmtree(kept, ignore_errors=True)
+    shutil.rmtree(place, ignore_errors=True)
+    for folder in (place, place / "sqlite"):
+        folder.mkdir(0o700)
+        give(folder, USER)
     with step("Make the databases"):
         empty = ("--auth-root-authentication-method=socket", "--skip-test-db")
-        do("mariadb-install-db", "--no-defaults", f"--datadir={data}", *empty, user=USER)
-        with started(cfg, SERVICES["mysql"], f"--datadir={data}", "--innodb-flush-log-at-trx-commit=0"):
+        do("mariadb-install-db", "--no-defaults", f"--datadir={place}/mysql", *empty, user=USER)
+        with started(cfg, SERVICES["mysql"], "--innodb-flush-log-at-trx-commit=0"):
             in_parallel(*(functools.partial(fill_database, cfg, *row) for row in rows(cfg, DATABASES)))
             with started(cfg, SERVICES["keystone"]):
                 register_services(cfg)
+    place.rename(kept)
 
 
 @contextlib.contextmanager
@@ -1132,7 +1167,7 @@ def fill_database(cfg: Settings, names: tuple[str, ...], commands: tuple[str, ..
     # keystone-manage bootstrap reads these: a password has no place in argv.
     urls = {f"OS_BOOTSTRAP_{kind}_URL": f"http://{cfg.HOST_IP}:5000/v3" for kind in ("PUBLIC", "INTERNAL")}
     env = {**urls, "OS_BOOTSTRAP_REGION_ID": "RegionOne", "OS_BOOTSTRAP_PASSWORD": values(cfg)["ADMIN_PASSWORD"]}
-    for name in names:
+    for name in names if cfg.USE_MYSQL else {"neutron"} & {*names}:  # SQLite makes its files by itself
         do("mariadb", "--no-defaults", f"--socket={STATE}/mysql/sock", text=f"CREATE DATABASE {name};")
     for command in commands:
         program, *arguments = shlex.split(render(command, cfg))
@@ -1173,7 +1208,7 @@ def run(cfg: Settings) -> None:
 def run_detached(cfg: Settings) -> None:
     """Start a new, empty cloud: every service in its own screen window."""
     install(cfg)
-    empty_databases()
+    empty_databases(cfg)
     start_session(cfg)
     create_bridges(cfg)
     start_control(cfg)
@@ -1206,7 +1241,7 @@ def end_what_was_left(cfg: Settings) -> None:
             remove_traces()
 
 
-def empty_databases() -> None:
+def empty_databases(cfg: Settings) -> None:
     """Every run is a fresh cloud: databases as install made them, no instances, no networks, no messages."""
     with step("Empty the databases"):
         for name in EMPTIED:
@@ -1216,7 +1251,7 @@ def empty_databases() -> None:
             if path.name != "nova.log":
                 path.unlink()
         copy = ("cp", "--archive", "--reflink=auto", "--sparse=always", "--no-target-directory")
-        do(*copy, STATE / "cache/mysql", STATE / "mysql/data")
+        do(*copy, kept_databases(cfg), STATE / "databases")
         for schema, name in (("openvswitch/vswitch", "conf"), ("ovn/ovn-nb", "ovnnb"), ("ovn/ovn-sb", "ovnsb")):
             do("ovsdb-tool", "create", STATE / f"ovs/{name}.db", f"/usr/share/{schema}.ovsschema", user=USER)
 
@@ -1460,7 +1495,7 @@ def settings(cfg: Settings) -> None:
     """Print each variable with its value and its meaning; a star where the value was chosen and is not the default."""
     for row in fields(Settings):
         value = int(value) if isinstance(value := getattr(cfg, row.name), bool) else value
-        shown = "(set)" if row.name in ("MYSQL_PASS", "ADMIN_PASSWORD") and value else value
+        shown = "(set)" if row.name in SECRETS and value else value
         mark = "*" if os.environ.get(row.name) and getattr(cfg, row.name) != row.default else " "
         print(f"{mark} {row.name + '=' + str(shown):34} {row.metadata['meaning']}")
 

@@ -143,6 +143,7 @@ def machine() -> Iterator[Machine]:
 # The clouds that the tests of variables share, one after the other; a test module says which: pytestmark = on("vlan").
 CLOUDS: dict[str, dict[str, str]] = {
     "vlan": {"NET_MAN": "VlanManager"},
+    "sqlite": {"USE_MYSQL": "0"},
     "flat-dhcp": {"NET_MAN": "FlatDHCPManager"},
     "flat": {"NET_MAN": "FlatManager"},
 }

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""USE_MYSQL=0 under load, and where a cloud's secrets are."""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import re
+import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import openstack
+import psutil
+import pytest
+
+from .conftest import Machine, eventually, on
+
+pytestmark = on("sqlite")
+INSTANCES, CLIENTS = 20, 8
+# What a service says when it could not use its database, or when an API answered with 500.
+TROUBLE = re.compile(rb"database is locked|DBDeadlock|status: 500|HTTP 500|Internal Server Error|Unexpected API Error")
+
+
+def connect(machine: Machine) -> Any:
+    """A connection of its own to the cloud's APIs as admin."""
+    files = openstack.config.OpenStackConfig(config_files=[f"{machine.folder}/nova/clouds.yaml"], load_envvars=False)
+    return openstack.connection.Connection(config=files.get_one("nova"))
+
+
+def troubles(machine: Machine) -> list[str]:
+    """The lines of all logs that TROUBLE finds, and of which window."""
+    logs = sorted((machine.folder / "nova/state/log").glob("*.log"))
+    lines = ((log.name, line) for log in logs for line in log.read_bytes().splitlines())
+    return [f"{name}: {line.decode(errors='replace')}" for name, line in lines if TROUBLE.search(line)]
+
+
+@pytest.fixture
+def room(cloud: Machine) -> Any:
+    """A connection to a cloud that lets INSTANCES in: by its quota, and by processors that are counted more often."""
+    admin = connect(cloud)
+    admin.compute.update_quota_set(admin.current_project_id, instances=-1, cores=-1, ram=-1)
+    provider = next(iter(admin.placement.resource_providers()))
+    place = f"/resource_providers/{provider.id}/inventories/VCPU"
+    inventory = admin.placement.get(place).json()
+    done = admin.placement.put(place, json={**inventory, "allocation_ratio": float(INSTANCES)})
+    assert done.status_code == 200, done.text
+    return admin
+
+
+def test_databases_are_files_that_only_their_user_reaches(cloud: Machine) -> None:
+    folder = cloud.folder / "nova/state/databases/sqlite"
+    assert {p.name for p in folder.iterdir()} >= {"keystone", "glance", "placement", "nova_api", "nova_cell0", "nova_cell1"}
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert {p.owner() for p in (folder, *folder.iterdir())} == {"nova-py"}
+    assert [p.name for p in folder.iterdir() if p.read_bytes()[:6] != b"SQLite" and not re.search("-(wal|shm)$", p.name)] == []
+    in_mariadb = {p.name for p in (folder.parent / "mysql").iterdir() if p.is_dir()}
+    assert in_mariadb == {"mysql", "neutron", "performance_schema", "sys"}
+
+
+def test_20_instances_by_8_clients_at_once(cloud: Machine, room: Any) -> None:
+    """Each client boots one after the other and looks at all of them in between, as an impatient user does."""
+    names, own = collections.deque(f"load-{n}" for n in range(INSTANCES)), threading.local()
+    what = dict(
+        flavor_id=room.compute.find_flavor("m1.tiny").id,
+        image_id=room.image.find_image("ami-tty").id,
+        networks=[{"uuid": room.network.find_network("private").id}],
+    )
+
+    def boot(name: str) -> Any:
+        """Ask for an instance and wait until it is done with, well or not."""
+        own.client = getattr(own, "client", None) or connect(cloud)
+        server = own.client.compute.create_server(name=name, **what)
+
+        def ended() -> Any:
+            list(own.client.compute.servers())
+            now = own.client.compute.get_server(server.id)
+            return now if now.status in ("ACTIVE", "ERROR") else None
+
+        return eventually(name, ended, 900)
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        servers = list(pool.map(boot, names))
+    assert {s.name: (s.status, (s.fault or {}).get("message")) for s in servers if s.status != "ACTIVE"} == {}
+    assert len(servers) == len({s.id for s in servers}) == INSTANCES
+    for server in servers:
+        room.compute.delete_server(server)
+    eventually("their end", lambda: not list(room.compute.servers()), 300)
+    assert troubles(cloud) == []
+
+
+def secrets(machine: Machine) -> dict[str, bytes]:
+    """Every secret that nova.py made or was given."""
+    state = machine.folder / "nova/state"
+    found = {name: value.encode() for name, value in json.loads((state / "passwords.json").read_text()).items()}
+    found |= {str(p.relative_to(state)): p.read_bytes().strip() for p in state.glob("keystone/*/*")}
+    assert len(found) >= 9 and min(map(len, found.values())) >= 8
+    return found
+
+
+def told(content: bytes, known: dict[str, bytes]) -> list[str]:
+    """Which secrets are in it."""
+    return [name for name, value in known.items() if value in content]
+
+
+def open_files(top: Path) -> list[Path]:
+    """The files below a folder that somebody else than their owner could read, folders on the way included."""
+    found = []
+    for here, folders, files in os.walk(top):
+        folders[:] = [f for f in folders if not os.path.islink(f"{here}/{f}") and os.lstat(f"{here}/{f}").st_mode & 0o011]
+        paths = [Path(here, file) for file in files]
+        found += [p for p in paths if stat.S_ISREG(mode := p.lstat().st_mode) and mode & 0o044]
+    return found
+
+
+def test_no_secret_is_in_a_command_line(cloud: Machine) -> None:
+    known, lines = secrets(cloud), {}
+    cloud.shell("openstack server list")
+    for process in psutil.process_iter():
+        try:
+            lines[process.pid] = Path(f"/proc/{process.pid}/cmdline").read_bytes()
+        except OSError:  # it has ended
+            continue
+    assert len(lines) > 30
+    assert {line: found for line in lines.values() if (found := told(line, known))} == {}
+
+
+def test_no_secret_is_in_a_log(cloud: Machine) -> None:
+    known, logs = secrets(cloud), [p for p in (cloud.folder / "nova/state/log").rglob("*") if p.is_file()]
+    assert {"nova.log", "mysql.log", "network.log", "api.log"} <= {p.name for p in logs}
+    assert {p.name: found for p in logs if (found := told(p.read_bytes(), known))} == {}
+
+
+def test_no_secret_is_in_a_file_that_others_can_read(cloud: Machine) -> None:
+    from .conftest import NOVA_PY
+
+    known, files = secrets(cloud), [p for top in (cloud.folder / "nova", NOVA_PY.parent / ".tool") for p in open_files(top)]
+    assert len(files) > 1000
+    assert {str(p): found for p in files if p.stat().st_size < 1 << 30 and (found := told(p.read_bytes(), known))} == {}
