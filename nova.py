@@ -250,11 +250,12 @@ HOME  = Path("/run/nova.py")
 STATE = HOME / "state"
 ENV   = STATE / "env"
 CONF  = STATE / "conf"
+CONSOLE_PORTS = range(26000, 27000)  # the instances' VNC servers and serial ports, on loopback
 PATHS = dict(
     HOME=HOME, STATE=STATE, CONF=CONF, ENV=ENV, BIN=ENV / "bin", GUEST_USER=GUEST_USER,
     OVS=STATE / "ovs", OVSDB=f"unix:{STATE}/ovs/db.sock", MAC_PREFIX="fa:6e:70",
     RABBIT_PORT=35672, RABBIT_DIST_PORT=35673, EPMD_PORT=34369,
-    VNC_MIN=26000, VNC_MAX=26499, SERIAL_MIN=26500, SERIAL_MAX=26999,  # instances' consoles, on loopback
+    VNC_MIN=CONSOLE_PORTS[0], VNC_MAX=CONSOLE_PORTS[499], SERIAL_MIN=CONSOLE_PORTS[500], SERIAL_MAX=CONSOLE_PORTS[-1],
 )
 
 # folder under DIR            owner
@@ -852,7 +853,7 @@ def check_ports(cfg: Settings) -> None:
     """Every port that a service will listen on is free."""
     places = " ".join(render(service.answers, cfg) for service in rows(cfg, SERVERS, CONTROL, WORKERS))
     wanted = {int(port) for port in re.findall(r":(\d+)", places)} | {PATHS["RABBIT_DIST_PORT"], PATHS["EPMD_PORT"]}
-    wanted |= set(range(PATHS["VNC_MIN"], PATHS["SERIAL_MAX"] + 1)) if cfg.CONSOLES else set()
+    wanted |= set(CONSOLE_PORTS if cfg.CONSOLES else ())
     for connection in psutil.net_connections("tcp"):
         port = connection.laddr.port if connection.laddr else 0
         if connection.status == psutil.CONN_LISTEN and port in wanted:
