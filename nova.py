@@ -229,7 +229,7 @@ REFUSED: dict[tuple[str, object], str] = {
     ("LIBVIRT_TYPE", "lxc"):     "containers are not ported yet; use qemu",
     **{("NET_MAN", flat): "not ported yet; use VlanManager" for flat in ("FlatManager", "FlatDHCPManager")},
     **{("TEST", value): "not ported yet" for value in ("1", "all")},
-    **{(name, ...): "not ported yet" for name in ("VOLUMES_SIZE", "CONSOLES", "IMAGE")},
+    **{(name, ...): "not ported yet" for name in ("VOLUMES_SIZE", "IMAGE")},
     **{(name, True): "not ported yet" for name in ("USE_LDAP", "USE_OPENDJ", "USE_IPV6")},
     ("FLAT_INTERFACE", ...):     "not ported yet",
     ("INSTANCES_PATH", ...):     "not ported yet; instances are in DIR/instances",
@@ -254,10 +254,12 @@ HOME  = Path("/run/nova.py")
 STATE = HOME / "state"
 ENV   = STATE / "env"
 CONF  = STATE / "conf"
+CONSOLE_PORTS = range(26000, 27000)  # the instances' VNC servers and serial ports, on loopback
 PATHS = dict(
     HOME=HOME, STATE=STATE, CONF=CONF, ENV=ENV, BIN=ENV / "bin", GUEST_USER=GUEST_USER,
     OVS=STATE / "ovs", OVSDB=f"unix:{STATE}/ovs/db.sock", MAC_PREFIX="fa:6e:70",
     RABBIT_PORT=35672, RABBIT_DIST_PORT=35673, EPMD_PORT=34369,
+    VNC_MIN=CONSOLE_PORTS[0], VNC_MAX=CONSOLE_PORTS[499], SERIAL_MIN=CONSOLE_PORTS[500], SERIAL_MAX=CONSOLE_PORTS[-1],
 )
 
 # folder under DIR            owner
@@ -310,6 +312,7 @@ CONFIG_FILES = (
     ("conf/rabbitmq-plugins.tmpl", CONF / "rabbitmq-plugins",     0o644, USER),
     ("conf/uwsgi.ini.tmpl",        CONF / "uwsgi.ini",            0o644, USER),
     ("conf/nat.nft.tmpl",          CONF / "nat.nft",              0o644, ROOT),
+    ("conf/consoles.nft.tmpl",     CONF / "consoles.nft",         0o644, ROOT),
     ("conf/window.tmpl",           CONF / "window",               0o644, ROOT),
     ("conf/test.tmpl",             CONF / "test",                 0o644, ROOT),
     ("conf/screenrc.tmpl",         CONF / "screenrc",             0o644, ROOT),
@@ -356,6 +359,8 @@ CONTROL = (
     Service("glance",       USER, f"{API} $HOST_IP:9292 --module glance.wsgi.api:application", "http://$HOST_IP:9292/"),
     Service("network-ovn",  USER, "neutron-ovn-maintenance-worker --config-file $CONF/neutron.conf"),
     Service("metadata",     USER, f"{API} 127.0.0.1:8775 --module nova.wsgi.metadata:application", "http://127.0.0.1:8775/"),
+    Service("novnc",        USER, f"nova-novncproxy {NOVA_CONF} --web $STATE/novnc/usr/share/novnc", "$HOST_IP:6080"),
+    Service("serial",       USER, f"nova-serialproxy {NOVA_CONF}", "$HOST_IP:6083"),
 )
 # Last: when they start, nova-compute asks the conductor, and waits ten seconds where there is none yet, and the
 # scheduler asks placement.
@@ -420,7 +425,7 @@ IMAGE_PARTS: tuple[tuple[str, str, str, dict[str, str]], ...] = (
 # What only a setting asks for: first columns of rows above, and groups of pyproject.toml; packages: conf/packages.toml.
 ONLY_WITH: dict[str, set[object]] = {
     "VOLUMES_SIZE": set(),
-    "CONSOLES":     set(),
+    "CONSOLES":     {"novnc", "serial", "conf/consoles.nft.tmpl"},
 }
 # fmt: on
 
@@ -867,6 +872,7 @@ def check_ports(cfg: Settings) -> None:
     """Every port that a service will listen on is free."""
     places = " ".join(render(service.answers, cfg) for service in rows(cfg, SERVERS, CONTROL, WORKERS))
     wanted = {int(port) for port in re.findall(r":(\d+)", places)} | {PATHS["RABBIT_DIST_PORT"], PATHS["EPMD_PORT"]}
+    wanted |= set(CONSOLE_PORTS if cfg.CONSOLES else ())
     for connection in psutil.net_connections("tcp"):
         port = connection.laddr.port if connection.laddr else 0
         if connection.status == psutil.CONN_LISTEN and port in wanted:
@@ -955,7 +961,7 @@ def install(cfg: Settings) -> None:
     make_users()
     make_folders(cfg)
     write_config(cfg)
-    in_parallel(lambda: make_databases(cfg), make_image)
+    in_parallel(lambda: make_databases(cfg), make_image, *([unpack_novnc] if cfg.CONSOLES else []))
 
 
 def install_packages(names: set[str]) -> None:
@@ -1186,6 +1192,20 @@ def make_image() -> None:
     make_once(HOME / "images/made-from", key, build)
 
 
+def unpack_novnc() -> None:
+    """noVNC's page without its package, which would bring nodejs and a proxy of its own: nova-novncproxy serves it."""
+    page = STATE / "novnc"
+
+    def unpack() -> None:
+        with step("Unpack noVNC's page"):
+            shutil.rmtree(page, ignore_errors=True)
+            page.mkdir()
+            do("apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", "novnc", cwd=page, hint=NETWORK)
+            do("dpkg-deb", "--extract", *page.glob("*.deb"), page)
+
+    make_once(page / "made-from", distribution()["kernel"], unpack)
+
+
 # ---- run ----
 
 
@@ -1290,6 +1310,8 @@ def create_bridges(cfg: Settings) -> None:
             do("sysctl", "-qw", "net.ipv4.ip_forward=1")
         record("nft", "delete", "table", "ip", "nova_py")
         do("nft", "-f", CONF / "nat.nft")
+        if cfg.CONSOLES:
+            do("nft", "-f", CONF / "consoles.nft")
 
 
 def has_kernel_datapath() -> bool:

@@ -11,6 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -336,6 +337,13 @@ def test_every_port_of_a_cloud_is_looked_at(cfg: nova.Settings, machine: Machine
     for port in (5000, 8774, 8775, 8778, 9292, 9696, *(nova.PATHS[f"{n}_PORT"] for n in ("RABBIT", "RABBIT_DIST", "EPMD"))):
         machine.listening = [SimpleNamespace(status=psutil.CONN_LISTEN, pid=None, laddr=SimpleNamespace(port=port))]
         assert str(failure(nova.check_ports, cfg)).startswith(f"port {port} is in use by ")
+
+
+def test_the_ports_of_consoles_are_looked_at_where_they_are_asked_for(cfg: nova.Settings, machine: Machine) -> None:
+    for port in (6080, 6083, 26000, 26999):
+        machine.listening = [SimpleNamespace(status=psutil.CONN_LISTEN, pid=None, laddr=SimpleNamespace(port=port))]
+        nova.check_ports(cfg)
+        assert str(failure(nova.check_ports, replace(cfg, CONSOLES=True))).startswith(f"port {port} is in use by ")
 
 
 # ---- Files ----

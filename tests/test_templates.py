@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,9 @@ ANYWHERE = r"0\.0\.0\.0|\[::\]|=\s*::|listen\w*\s*=\s*\*"
 
 
 @pytest.fixture
-def made(cfg: nova.Settings, machine: Machine) -> nova.Settings:
-    """A cloud's folder with every file in it."""
+def made(cfg: nova.Settings, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> nova.Settings:
+    """A cloud's folder with every file in it, those that only a setting asks for as well."""
+    monkeypatch.setattr(nova, "ONLY_WITH", {})
     machine.path("/etc/libvirt").mkdir()
     nova.make_folders(cfg)
     nova.write_config(cfg)
@@ -130,8 +132,23 @@ def test_kvm_gets_into_nova_conf(cfg: nova.Settings) -> None:
     assert "\nvirt_type = kvm\n" in nova.render((nova.HERE / "nova.conf.tmpl").read_text(), chosen)
 
 
-def test_no_instance_has_a_vnc_server(made: nova.Settings) -> None:
-    assert dict(parsed("nova.conf.tmpl")["vnc"]) == {"enabled": "false"}
+@pytest.mark.parametrize("asked", [False, True])
+def test_instances_have_a_vnc_server_and_a_serial_port_where_consoles_are_asked_for(cfg: nova.Settings, asked: bool) -> None:
+    nova.make_folders(cfg)
+    conf = configparser.ConfigParser(interpolation=None, default_section="")
+    conf.read_string(nova.render((nova.HERE / "nova.conf.tmpl").read_text(), replace(cfg, CONSOLES=asked)))
+    assert [conf.getboolean(section, "enabled") for section in ("vnc", "serial_console")] == [asked] * 2
+
+
+def test_every_port_of_a_console_is_guarded(made: nova.Settings) -> None:
+    qemu = dict(re.findall(r"^remote_display_port_(min|max) = (\d+)$", rendered("conf/qemu.conf.tmpl").read_text(), re.M))
+    serial = parsed("nova.conf.tmpl")["serial_console"]["port_range"].split(":")
+    guard = re.search(r"tcp dport (\d+)-(\d+) ", rendered("conf/consoles.nft.tmpl").read_text())
+    assert guard and (int(guard[1]), int(guard[2])) == (nova.CONSOLE_PORTS[0], nova.CONSOLE_PORTS[-1])
+    ports = [int(port) for port in (qemu["min"], qemu["max"], *serial)]
+    assert ports == sorted(ports) and set(ports) <= set(nova.CONSOLE_PORTS)
+    assert ports[0] >= 5900, "libvirt wants no less"
+    assert ports[-1] < 32768, "from here on the kernel gives ports to whoever connects"
 
 
 def test_taps_carry_the_mark_by_which_scrub_knows_them(made: nova.Settings) -> None:

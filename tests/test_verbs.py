@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -143,6 +144,23 @@ def test_install_again_changes_nothing(installable: Machine, in_order: None) -> 
     assert nova.main(["install", folder(installable)]) == 0
     looks = ("mount ", "screen -ls", "dpkg-query ", "getent passwd ", "mariadbd --version")
     assert [line for line in installable.called() if not line.startswith(looks)] == []
+
+
+def test_novncs_page_is_unpacked_once_and_only_where_consoles_are_asked_for(
+    installable: Machine, in_order: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = lambda: re.findall("apt-get download .*|dpkg-deb --extract .*", installable.transcript())
+    installable.fake("apt-get", '[ "$1" != download ] || echo >novnc_1_all.deb')
+    installable.fake("dpkg-deb")
+    assert nova.main(["install", folder(installable)]) == 0
+    assert asked() == []
+    monkeypatch.setenv("CONSOLES", "1")
+    for _ in "ab":
+        assert nova.main(["install", folder(installable)]) == 0
+        assert asked() == [
+            "apt-get download -qq -o APT::Sandbox::User=root novnc",
+            "dpkg-deb --extract /run/nova.py/state/novnc/novnc_1_all.deb /run/nova.py/state/novnc",
+        ]
 
 
 def test_packages_already_there_are_not_installed(cfg: nova.Settings, installable: Machine) -> None:
@@ -369,7 +387,9 @@ def test_run_detached(runnable_installed: Machine, expect: Expect, capsys: pytes
     machine = runnable_installed
     assert nova.main(["run_detached", folder(machine)]) == 0
     expect("run_detached")
-    assert re.findall(r"-X screen -t (\S+) bash", machine.transcript()) == list(nova.SERVICES)
+    assert re.findall(r"-X screen -t (\S+) bash", machine.transcript()) == [
+        window for window in nova.SERVICES if window not in set().union(*nova.ONLY_WITH.values())
+    ]
     said = capsys.readouterr().err
     assert "The cloud is up, " in said
     assert f"  . {folder(machine)}/novarc\n" in said
@@ -465,6 +485,16 @@ def test_bridges(cfg: nova.Settings, fake: Fake, machine: Machine, expect: Expec
     assert (nova.STATE / "record").read_text().splitlines() == [
         *undo, "sysctl -qw net.ipv4.ip_forward=0", "nft delete table ip nova_py",
     ]  # fmt: skip
+
+
+def test_consoles_ports_are_guarded_where_consoles_are_asked_for(cfg: nova.Settings, fake: Fake, machine: Machine) -> None:
+    for name in ("ovs-vsctl", "ip", "nft", "modprobe"):
+        fake(name)
+    fake("sysctl", "echo 1")
+    nova.create_bridges(cfg)
+    assert "consoles.nft" not in machine.transcript()
+    nova.create_bridges(replace(cfg, CONSOLES=True))
+    assert machine.called()[-1] == "nft -f /run/nova.py/state/conf/consoles.nft"
 
 
 def test_forwarding_that_was_on_stays_on(cfg: nova.Settings, fake: Fake, machine: Machine) -> None:

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 NOVA_PY = Path(__file__).resolve().parents[2] / "nova.py"
-PORTS = {5000, 8774, 8775, 8778, 9292, 9696, 34369, 35672, 35673}
+PORTS = {5000, 6080, 6083, 8774, 8775, 8778, 9292, 9696, 34369, 35672, 35673}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -142,7 +142,7 @@ def machine() -> Iterator[Machine]:
 
 # The clouds that the tests of variables share, one after the other; a test module says which: pytestmark = on("vlan").
 CLOUDS: dict[str, dict[str, str]] = {
-    "vlan": {"NET_MAN": "VlanManager"},
+    "vlan": {"NET_MAN": "VlanManager", "CONSOLES": "1"},
     "sqlite": {"USE_MYSQL": "0"},
     "flat-dhcp": {"NET_MAN": "FlatDHCPManager"},
     "flat": {"NET_MAN": "FlatManager"},

@@ -108,6 +108,11 @@ def test_the_instance_reaches_the_outside_through_the_host(machine: Machine, one
     assert came == ["connected"]
 
 
+def test_no_instance_has_a_screen_that_others_could_look_at(machine: Machine, one: str) -> None:
+    guests = [line for line in machine.processes() if "qemu-system" in line]
+    assert guests and not [line for line in guests if "-vnc" in line or "socket,id=charserial" in line]
+
+
 def test_two_instances_reach_each_other(machine: Machine, one: str) -> None:
     machine.shell("openstack server create --image ami-tty --flavor m1.tiny --network private --key-name mine --wait two")
     fixed = machine.openstack("server show two")["addresses"]["private"][0]
