@@ -984,7 +984,7 @@ def check_tree(fresh: Path, word: str) -> None:
     if not re.search(r'^name *= *"?nova"?$', setup, re.M):
         raise Failure(f"SOURCE {word}: no nova in it (its setup.cfg does not say so)", code=2)
     if not (fresh / "nova/wsgi/osapi_compute.py").exists():
-        raise Failure(f"SOURCE {word}: too old to run here (it has no nova/wsgi/osapi_compute.py, as of 2025.1)", code=2)
+        raise Failure(f"SOURCE {word}: too old to run here (it has no nova/wsgi/osapi_compute.py, as from 2024.2 on)", code=2)
     if taken := sorted(OWN & {path.name for path in fresh.iterdir()}):
         raise Failure(f"SOURCE {word}: it has {', '.join(taken)}, where nova.py keeps its own", code=2)
 
