@@ -41,6 +41,7 @@ import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import zipfile
 from base64 import urlsafe_b64encode
@@ -82,15 +83,15 @@ def locked(name: str, pattern: str) -> dict[str, Any]:
     raise Failure(f"uv.lock has no {name} like {pattern}: this kind of machine was not tried")
 
 
-def download(url: str, sha256: str) -> bytes:
+def download(url: str, sha256: str = "") -> bytes:
     """The bytes behind `url`, refused when they are not the ones that were asked for."""
     try:
         with urllib.request.urlopen(url, timeout=60) as answer:
             content: bytes = answer.read()
     except (urllib.error.URLError, OSError) as error:
         raise Failure(f"cannot download {url}: {error}", NETWORK) from None
-    if hashlib.sha256(content).hexdigest() != sha256.removeprefix("sha256:"):
-        raise Failure(f"{url} is not the file that uv.lock names (its SHA-256 differs)", "repeat; if it stays so, do not use it")
+    if sha256 and hashlib.sha256(content).hexdigest() != sha256.removeprefix("sha256:"):
+        raise Failure(f"{url} is not the file that was asked for (its SHA-256 differs)", "repeat; if it stays so, do not use it")
     return content
 
 
@@ -228,7 +229,6 @@ REFUSED: dict[tuple[str, object], str] = {
     ("LIBVIRT_TYPE", "uml"):     "libvirt (5.0) and nova (23.0) dropped user-mode Linux; use qemu",
     ("LIBVIRT_TYPE", "lxc"):     "containers are not ported yet; use qemu",
     **{("NET_MAN", flat): "not ported yet; use VlanManager" for flat in ("FlatManager", "FlatDHCPManager")},
-    **{("TEST", value): "not ported yet" for value in ("1", "all")},
     **{(name, ...): "not ported yet" for name in ("VOLUMES_SIZE", "IMAGE")},
     **{(name, True): "not ported yet" for name in ("USE_LDAP", "USE_OPENDJ", "USE_IPV6")},
     ("FLAT_INTERFACE", ...):     "not ported yet",
@@ -422,10 +422,26 @@ IMAGE_PARTS: tuple[tuple[str, str, str, dict[str, str]], ...] = (
                                             "root=/dev/vda console=tty1 console=ttyS0 quiet no_timer_check"}),
 )
 
-# What only a setting asks for: first columns of rows above, and groups of pyproject.toml; packages: conf/packages.toml.
+# groups of pyproject.toml that are added to OpenStack's environment
+GROUPS = (
+    ("unit-tests",),
+)
+
+# TEST   the modules of nova/tests/unit that it runs
+UNIT_TESTS = {
+    "1": (
+        "test_context", "test_versions", "api/openstack/test_api_version_request", "api/openstack/compute/test_versions",
+        "scheduler/filters/test_*", "scheduler/weights/test_*",          # where an instance goes
+        "network/test_os_vif_util", "virt/test_hardware", "virt/libvirt/test_config",  # and what it is given there
+    ),
+    "all": ("**/test_*",),
+}
+
+# What only a setting asks for: first columns of rows above; packages: conf/packages.toml.
 ONLY_WITH: dict[str, set[object]] = {
     "VOLUMES_SIZE": set(),
     "CONSOLES":     {"novnc", "serial", "conf/consoles.nft.tmpl"},
+    "TEST":         {"unit-tests"},
 }
 # fmt: on
 
@@ -885,26 +901,123 @@ def check_ports(cfg: Settings) -> None:
 # ---- branch ----
 
 
-def branch(cfg: Settings, source: str = "") -> None:
+NOVAS_HOME = "https://opendev.org/openstack/nova"
+
+# SOURCE looks like                                              and is (conf/packages.toml: what that needs)
+SOURCES = (
+    (r"(pypi:nova)?",                                              "locked"),
+    (r"pypi:nova==(?P<ref>[\w.]+)",                                "pypi"),
+    (r"(?P<url>lp:nova)",                                          "moved"),
+    (r"git\+(?P<url>[\w+]+://[^/]*/[^@]*)(@(?P<ref>[\w./-]+))?",   "git"),
+    (r"(?P<url>https?://[^/]*/[^@]*\.git)(@(?P<ref>[\w./-]+))?",   "git"),
+    (r"(bzr\+(?!ssh:))?(?P<url>(lp:|\w+://|bzr\+ssh://).+)",       "bzr"),
+)  # fmt: skip
+
+
+class Source(NamedTuple):
+    """What branch is asked for: a kind of SOURCES, or folder or tarball; where it is, and which of what is there."""
+
+    kind: str
+    url: str = ""
+    ref: str = ""
+
+
+def source_from(word: str) -> Source:
+    """SOURCE by its form; Failure with code 2 for one that there is not."""
+    for form, kind in SOURCES:
+        if found := re.fullmatch(form, word):
+            return Source(kind, **{name: text or "" for name, text in found.groupdict().items()})
+    path = Path(word).resolve()
+    if path.is_file():
+        return Source("tarball", str(path))
+    if path.is_dir():
+        return Source("bzr" if (path / ".bzr").exists() else "folder", str(path))
+    forms = "pypi:nova[==VERSION], git+URL[@REF], https://....git[@REF], bzr+URL, lp:..., or the path of a folder or a tarball"
+    raise Failure(f"SOURCE {word}: there is no such path; it can be {forms}", "DIR comes second: branch pypi:nova DIR", code=2)
+
+
+def branch(cfg: Settings, word: str = "") -> None:
     """Put nova's source into DIR: there it runs, edit it there."""
-    if source not in ("", "pypi:nova"):
-        raise Failure(f"SOURCE {source}: only pypi:nova so far", code=2)
-    if lost := changed_files():
-        what = f"{len(lost)} changed files in {cfg.DIR} would be lost: {', '.join(lost[:5])}"
+    source = source_from(word)
+    if lost := changes():
+        what = f"{len(lost)} changes in {cfg.DIR} would be lost: {', '.join(lost[:5])}"
         raise Failure(f"Refusing to branch ({what})", f"keep what you need, remove {cfg.DIR}/state/tree.json, branch again")
+    if running := processes():
+        raise Failure(
+            f"Refusing to branch ({len(running)} processes of the cloud run from {cfg.DIR})", "terminate and clean first"
+        )
+    if source.kind == "moved":
+        say(f"{source.url}: Launchpad ended Bazaar hosting; nova lives at {NOVAS_HOME} now, so it comes from there")
+        source = Source("git", NOVAS_HOME)
+    install_packages(set(distribution()["sources"].get(source.kind, ())))
     with step("Fetch nova's source"):
-        file = locked("nova", r"\.tar\.gz$")
-        fresh, packed = STATE / "branch", STATE / "cache/nova.tar.gz"
-        packed.parent.mkdir(exist_ok=True)
-        packed.write_bytes(download(file["url"], file["hash"]))
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir()
-        do("tar", "--extract", "--no-same-owner", "--file", packed, "--directory", fresh)
+        fresh = fetch(cfg, source)
+        check_tree(fresh, word)
     with step(f"Put it into {cfg.DIR}"):
-        put_tree(next(fresh.iterdir()))
+        put_tree(fresh)
 
 
-TREE = STATE / "tree.json"  # {"whole": bool, "top": names in DIR, "files": {path in DIR: SHA-256 as branched}}
+def fetch(cfg: Settings, source: Source) -> Path:
+    """Where the tree is now, with what its version control knows of it."""
+    kind, url, ref = source
+    fresh = STATE / "branch/nova"
+    shutil.rmtree(fresh.parent, ignore_errors=True)
+    fresh.parent.mkdir()
+    if kind == "git":
+        commit = re.fullmatch("[0-9a-f]{40}", ref)  # clone takes names only
+        quiet = {"GIT_TERMINAL_PROMPT": "0"}
+        name = ("--branch", ref) if ref and not commit else ()
+        do("git", "clone", "--quiet", "--depth=1", *name, "--", url, fresh, env=quiet, hint=NETWORK)
+        if commit:
+            do("git", "-C", fresh, "fetch", "--quiet", "--depth=1", "origin", ref, env=quiet, hint=NETWORK)
+            do("git", "-C", fresh, "checkout", "--quiet", "--detach", ref)
+    elif kind == "bzr":
+        do("brz", "branch", "--quiet", "--", url, fresh, hint=NETWORK)
+    elif kind == "folder":
+        if cfg.DIR.resolve().is_relative_to(url):
+            raise Failure(f"SOURCE {url}: {cfg.DIR} is inside of it", "name a DIR elsewhere", code=2)
+        do("cp", "--archive", "--reflink=auto", "--no-target-directory", url, fresh)
+    else:
+        fresh.mkdir()
+        do("tar", "--extract", "--no-same-owner", "--file", url or released(ref), "--directory", fresh)
+        if len(inside := list(fresh.iterdir())) == 1:
+            return inside[0]
+    return fresh
+
+
+def released(version: str) -> Path:
+    """The release from PyPI: the one of uv.lock, or another as the user's own index names it, hash included."""
+    file = locked("nova", r"\.tar\.gz$")
+    if version:
+        index = next(
+            filter(None, map(os.environ.get, ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL"))), "https://pypi.org/simple"
+        )
+        page = f"{index.rstrip('/')}/nova/"
+        link = rf'href="([^"#]*/nova-{re.escape(version)}\.tar\.gz)#(sha256=\w+)"'
+        if not (found := re.search(link, download(page).decode())):
+            raise Failure(f"SOURCE pypi:nova=={version}: {page} names no such release", code=2)
+        file = {"url": urllib.parse.urljoin(page, found[1]), "hash": found[2].replace("=", ":")}
+    packed = STATE / "cache/nova.tar.gz"
+    packed.parent.mkdir(exist_ok=True)
+    packed.write_bytes(download(file["url"], file["hash"]))
+    return packed
+
+
+def check_tree(fresh: Path, word: str) -> None:
+    """It is a nova that can run here, and has no file where nova.py keeps its own."""
+    setup = "".join(path.read_text() for name in ("setup.cfg", "pyproject.toml") if (path := fresh / name).is_file())
+    if not re.search(r'^name *= *"?nova"?$', setup, re.M):
+        raise Failure(f"SOURCE {word}: no nova in it (its setup.cfg does not say so)", code=2)
+    if not (fresh / "nova/wsgi/osapi_compute.py").exists():
+        raise Failure(f"SOURCE {word}: too old to run here (it has no nova/wsgi/osapi_compute.py, as from 2024.2 on)", code=2)
+    if taken := sorted(OWN & {path.name for path in fresh.iterdir()}):
+        raise Failure(f"SOURCE {word}: it has {', '.join(taken)}, where nova.py keeps its own", code=2)
+
+
+# What nova.py keeps in DIR beside the tree.
+OWN = {Path(name).parts[0] for name, _ in FOLDERS} | {path.name for _, path, *_ in CONFIG_FILES if path.parent == HOME}
+# {"whole": bool, "top": names in DIR, "files": {path in DIR: SHA-256 as branched}, "commits": git's as branched}
+TREE = STATE / "tree.json"
 
 
 def tree() -> dict[str, Any]:
@@ -915,22 +1028,36 @@ def tree() -> dict[str, Any]:
 def put_tree(fresh: Path) -> None:
     """Replace the tree in DIR by `fresh`, leaving what nova.py keeps beside it, and note what each file was."""
     names = sorted(path.name for path in fresh.iterdir())
+    code = [fresh / name for name in names if name not in CONTROLLED]
+    do("chmod", "--recursive", "go+rX", *code)  # services, which are not its owner, read it
+    if (fresh / ".git").is_dir():
+        with open(fresh / ".git/info/exclude", "a") as file:
+            file.write("".join(f"/{name}\n" for name in sorted(OWN)) + "*.pyc\n*.egg-info/\n")
     both = sorted({*names, *tree()["top"]})
     write_file(TREE, json.dumps({"whole": False, "top": both, "files": {}}))  # cut off here, branch begins again
     for old in (HOME / name for name in both):
         shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink(missing_ok=True)
-    for path in fresh.rglob("*"):
+    for path in (HOME, *fresh.rglob("*")):
         give(path, "caller")
     for path in fresh.iterdir():
         path.rename(HOME / path.name)
+    (ENV / "made-from").unlink(missing_ok=True)  # with the tree that was here
+    write_file(TREE, json.dumps({"whole": True, "top": names, "files": {}}))
     files = {str(path.relative_to(HOME)): digest(path) for path in tree_files()}
-    write_file(TREE, json.dumps({"whole": True, "top": names, "files": files}))
+    commits = git("rev-parse", *BRANCHES) if (HOME / ".git").exists() else []
+    write_file(TREE, json.dumps({"whole": True, "top": names, "files": files, "commits": commits}))
+
+
+CONTROLLED = (".git", ".bzr")  # version control's own: no files of the tree, but for the one that a commit changes
+COMMITTED = HOME / ".bzr/branch/last-revision"
+BRANCHES = ("HEAD", "--exclude=refs/tags/*", "--all")
 
 
 def tree_files() -> list[Path]:
     """The tree's files, but for what Python makes by itself."""
     tops = [HOME / name for name in tree()["top"]]
-    files = [path for top in tops for path in (top, *top.rglob("*")) if path.is_file()]
+    files = [path for top in tops if top.name not in CONTROLLED for path in (top, *top.rglob("*")) if path.is_file()]
+    files += [COMMITTED] if COMMITTED.exists() else []
     return [path for path in files if path.suffix != ".pyc" and ".egg-info" not in str(path)]
 
 
@@ -939,11 +1066,22 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def changed_files() -> list[str]:
-    """The tree's files that are not as branch left them: changed, or new."""
-    known = tree()
-    now = {str(path.relative_to(HOME)): digest(path) for path in tree_files()} if known["whole"] else {}
+def changes() -> list[str]:
+    """What of the tree would be lost with it: files changed or new since branch; with git, what no remote has."""
+    if not (known := tree())["whole"]:
+        return []
+    if (HOME / ".git").exists():
+        commits = git("log", "--format=commit %h %s", *BRANCHES, "--not", "--remotes", *known["commits"])
+        return [line.split(maxsplit=1)[1] for line in git("status", "--porcelain")] + commits
+    now = {str(path.relative_to(HOME)): digest(path) for path in tree_files()}
     return sorted(name for name, was in now.items() if known["files"].get(name) != was)
+
+
+def git(*words: object, default: str | None = None) -> list[str]:
+    """What git says of the tree in DIR: asked as its owner, since a repository's configuration may name commands."""
+    owner = (HOME / ".git").stat()
+    as_owner = ("setpriv", f"--reuid={owner.st_uid}", f"--regid={owner.st_gid}", "--clear-groups", "env", "HOME=/")
+    return ask(*as_owner, "git", "--no-optional-locks", "-C", HOME, *words, default=default).splitlines()
 
 
 # ---- install ----
@@ -956,7 +1094,7 @@ def install(cfg: Settings) -> None:
     check_machine(cfg)
     if not tree()["whole"]:
         branch(cfg)
-    in_parallel(lambda: install_packages(packages(cfg)), install_openstack)
+    in_parallel(lambda: install_packages(packages(cfg)), lambda: install_openstack(cfg))
     private_libvirt()
     make_users()
     make_folders(cfg)
@@ -1021,28 +1159,67 @@ def remove_policy() -> None:
         POLICY.unlink()
 
 
-def install_openstack() -> None:
-    """OpenStack's environment from the lock file, with the tree in DIR as its nova."""
-    make_once(ENV / "made-from", digest(HERE / "uv.lock") + digest(HOME / "setup.cfg"), make_environment)
+def install_openstack(cfg: Settings) -> None:
+    """OpenStack's environment from the lock file, with the tree in DIR as its nova; then what settings add to it."""
+    files = (HERE / "uv.lock", *(HOME / name for name in ("setup.cfg", "pyproject.toml", "requirements.txt")))
+    key = "".join(digest(path) for path in files if path.exists())
+    make_once(ENV / "made-from", key, make_environment)
+    for (group,) in rows(cfg, GROUPS):
+        make_once(ENV / f"made-from-{group}", key, functools.partial(add_group, group))
 
 
 def make_environment() -> None:
     """All of it, anew."""
-    uv = (TOOL / "uv", "--quiet", "--no-config")
-    env = {"UV_SYSTEM_CERTS": "1", "UV_CACHE_DIR": str(STATE / "cache/uv")}
-    wanted = STATE / "cache/cloud.txt"
-    into = ("--python", ENV, "--no-build-isolation", "--require-hashes", "--requirements", wanted)
     with step("Install OpenStack's environment"):
         # The distribution's python3: its python3-libvirt is built for that one.
-        do(*uv, "venv", "--clear", "--relocatable", "--python", "/usr/bin/python3", ENV, env=env)
-        for only in (("--only-group", "cloud-build"), ("--only-group", "cloud", "--no-emit-package", "nova")):
-            do(*uv, "export", "--frozen", *only, "--output-file", wanted, cwd=HERE, env=env)
-            do(*uv, "pip", "install", *into, env=env, hint=NETWORK)
-        do(*uv, "pip", "install", "--python", ENV, "--no-build-isolation", "--no-deps", "--editable", HOME, env=env)
-        site = next(ENV.glob("lib/python3*/site-packages"))
-        (site / "distribution.pth").write_text(f"{STATE}/python3-libvirt\n")
+        uv("venv", "--clear", "--relocatable", "--python", "/usr/bin/python3", ENV)
+        install_group("cloud-build")
+        install_group("cloud", "--no-emit-package", "nova")
+        editable = ("--no-build-isolation", "--no-deps", "--editable", HOME)
+        uv("pip", "install", "--python", ENV, *editable, env={"PBR_VERSION": tree_version()})
+        other = f"this tree wants other libraries than uv.lock has: branch another version, or edit {HOME}/requirements.txt"
+        uv("pip", "check", "--python", ENV, hint=other)
+        (site_packages() / "distribution.pth").write_text(f"{STATE}/python3-libvirt\n")
     with step("Compile it"):
-        do(ENV / "bin/python", "-m", "compileall", "-q", "-j", "2", site, HOME / "nova")
+        compile_python(site_packages(), HOME / "nova")
+
+
+def tree_version() -> str:
+    """For pbr, which would ask git, as root; a shallow clone has no tag: then it is the version of uv.lock."""
+    if (HOME / "PKG-INFO").exists() and (found := re.search(r"^Version: (\S+)$", (HOME / "PKG-INFO").read_text(), re.M)):
+        return found[1]
+    tags = git("describe", "--tags", "--abbrev=0", default="") if (HOME / ".git").exists() else []
+    return tags[0] if tags else locked("nova", r"\.tar\.gz$")["url"].rpartition("nova-")[2].removesuffix(".tar.gz")
+
+
+def add_group(group: str) -> None:
+    """What only a setting asks for, into the environment that is there."""
+    with step(f"Install OpenStack's environment for {group}"):
+        install_group(group)
+        compile_python(site_packages())
+
+
+def install_group(group: str, *but: str) -> None:
+    """A group of pyproject.toml, as uv.lock has it."""
+    wanted = STATE / "cache/cloud.txt"
+    uv("export", "--frozen", "--only-group", group, *but, "--output-file", wanted)
+    uv("pip", "install", "--python", ENV, "--no-build-isolation", "--require-hashes", "--requirements", wanted)
+
+
+def uv(*words: object, env: Mapping[str, str] = {}, hint: str = NETWORK) -> None:
+    """A call of uv for the cloud's environment."""
+    own = {"UV_SYSTEM_CERTS": "1", "UV_CACHE_DIR": str(STATE / "cache/uv")}
+    do(TOOL / "uv", "--quiet", "--no-config", *words, cwd=HERE, env={**own, **env}, hint=hint)
+
+
+def site_packages() -> Path:
+    """Where the environment's modules are."""
+    return next(ENV.glob("lib/python3*/site-packages"))
+
+
+def compile_python(*folders: Path) -> None:
+    """Once for all processes, so that none of them does it at its start."""
+    do(ENV / "bin/python", "-m", "compileall", "-q", "-j", "2", *folders)
 
 
 def make_once(made_from: Path, key: str, make: Callable[[], None]) -> None:
@@ -1087,7 +1264,7 @@ def write_config(cfg: Settings) -> None:
         write_file(path, render((HERE / template).read_text(), cfg), mode, owner)
     write_file(CONF / "keep", (HERE / "conf/keep").read_bytes(), 0o755)
     if not cfg.USE_MYSQL:
-        install_plugin(next(ENV.glob("lib/python3*/site-packages")))
+        install_plugin(site_packages())
     for folder in ("fernet", "credential"):
         for name in ("0", "1"):
             if not (STATE / f"keystone/{folder}/{name}").exists():
@@ -1228,6 +1405,7 @@ def run(cfg: Settings) -> None:
 def run_detached(cfg: Settings) -> None:
     """Start a new, empty cloud: every service in its own screen window."""
     install(cfg)
+    run_unit_tests(cfg)
     empty_databases(cfg)
     start_session(cfg)
     create_bridges(cfg)
@@ -1238,6 +1416,17 @@ def run_detached(cfg: Settings) -> None:
     smoke_test(cfg)
     (STATE / "run/up").touch()
     say_how_to_use(cfg)
+
+
+def run_unit_tests(cfg: Settings) -> None:
+    """Where TEST asks for it, nova's own tests of the tree in DIR: a red one ends the run before a service starts."""
+    if cfg.TEST != "0":
+        script = (HERE / "conf/unit-tests.py").read_text()  # by standard input: its user need not reach our folder
+        env = {"HOME": f"{STATE}/nova", "PYTHONDONTWRITEBYTECODE": "1", "OS_TEST_TIMEOUT": "160"}
+        env |= {"OS_NOVA_DISABLE_EVENTLET_PATCHING": "True"}  # as services run it: with native threads
+        with step("Run nova's unit tests"):
+            red = f"mend the tree in {cfg.DIR}, or go on without TEST"
+            do(ENV / "bin/python", "-", *UNIT_TESTS[cfg.TEST], user=USER, text=script, env=env, cwd=HOME, hint=red)
 
 
 def refuse_if_running(cfg: Settings) -> None:
@@ -1541,6 +1730,8 @@ def main(arguments: list[str]) -> int:
         if verb == "settings":
             settings(cfg)
             return 0
+        for word in rest[: most - 1]:
+            source_from(word)  # refused before DIR is made
         os.environ["no_proxy"] = f"127.0.0.1,{cfg.HOST_IP},{os.environ.get('no_proxy', '')}"
         with contextlib.nullcontext() if verb == "run" else only_one(verb):  # run is not at work while its session is shown
             prepare_folder(cfg, verb)
