@@ -480,7 +480,7 @@ def test_bridges(cfg: nova.Settings, fake: Fake, machine: Machine, expect: Expec
     fake("sysctl", '[ "$1" != -n ] || echo 0')
     nova.create_bridges(cfg)
     expect(f"bridges-{datapath}")
-    undo = [f"ip link delete {name}" for name in ("br-ex", "br-int", "ovs-netdev")]
+    undo = [f"ip link delete {name}" for name in ("br-ex", "br100", "br-int", "ovs-netdev")]
     undo += ["ovs-dpctl del-dp system@ovs-system"] * (datapath == "kernel")
     assert (nova.STATE / "record").read_text().splitlines() == [
         *undo, "sysctl -qw net.ipv4.ip_forward=0", "nft delete table ip nova_py",
