@@ -63,11 +63,8 @@ def test_ipv6_is_refused_where_the_kernel_has_it_switched_off(machine: Machine, 
 
 
 def test_ipv6_is_refused_where_the_prefix_is_in_use(machine: Machine) -> None:
-    route = (
-        f"fd00{'0' * 27}1{'0' * 0} 40".replace(" 40", " 40")
-        + f" {'0' * 32} 00 {'0' * 32} 00000100 00000001 00000000 00000001     eth1\n"
-    )
-    machine.put("/proc/net/ipv6_route", TO_ITSELF + DEFAULT6 + route.replace("00000001 40", "00000000 40"))
+    route = f"fd00{'0' * 28} 40 {'0' * 32} 00 {'0' * 32} 00000100 00000001 00000000 00000001     eth1\n"
+    machine.put("/proc/net/ipv6_route", TO_ITSELF + DEFAULT6 + route)
     assert refused({"USE_IPV6": "1"}) == "USE_IPV6=1: this machine has a route to fd00::/64 through eth1"
     machine.put("/proc/net/ipv6_route", machine.path("/proc/net/ipv6_route").read_text().replace("eth1", "br-ex"))
     assert nova.settings_from({"USE_IPV6": "1"}).USE_IPV6
@@ -89,12 +86,13 @@ def network(monkeypatch: pytest.MonkeyPatch, fake: Fake) -> MagicMock:
 
 
 @pytest.mark.parametrize(
-    ("manager", "kind", "shared", "dhcp"),
-    [("VlanManager", "vlan", False, True), ("FlatDHCPManager", "flat", True, True), ("FlatManager", "flat", True, False)],
+    ("manager", "promise"),
+    [("VlanManager", ("vlan", False, True)), ("FlatDHCPManager", ("flat", True, True)), ("FlatManager", ("flat", True, False))],
 )
 def test_private_is_as_its_manager_promises(
-    cfg: nova.Settings, network: MagicMock, manager: str, kind: str, shared: bool, dhcp: bool
+    cfg: nova.Settings, network: MagicMock, manager: str, promise: tuple[str, bool, bool]
 ) -> None:
+    kind, shared, dhcp = promise
     cfg = dataclasses.replace(cfg, NET_MAN=manager)
     nova.create_networks(cfg)
     private = network.create_network.call_args.kwargs
@@ -159,7 +157,7 @@ def test_a_spare_interface_joins_and_is_given_back(
     calls = bridged.called()
     first = calls.index("sysctl -qw net/ipv6/conf/eth2/disable_ipv6=1")
     assert calls[first + 1 : first + 3] == [
-        "ip link set eth2 up", f"ovs-vsctl --db={nova.PATHS['OVSDB']} add-port br100 eth2",
+        "ip link set eth2 up", "ovs-vsctl --db=unix:/run/nova.py/state/ovs/db.sock add-port br100 eth2",
     ]  # fmt: skip
     assert recorded()[4:6] == [f"ip link set eth2 {was}", "sysctl -qw net/ipv6/conf/eth2/disable_ipv6=0"]
 
