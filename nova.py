@@ -228,10 +228,8 @@ class Settings:
 REFUSED: dict[tuple[str, object], str] = {
     ("LIBVIRT_TYPE", "uml"):     "libvirt (5.0) and nova (23.0) dropped user-mode Linux; use qemu",
     ("LIBVIRT_TYPE", "lxc"):     "containers are not ported yet; use qemu",
-    **{("NET_MAN", flat): "not ported yet; use VlanManager" for flat in ("FlatManager", "FlatDHCPManager")},
     **{(name, ...): "not ported yet" for name in ("VOLUMES_SIZE", "IMAGE")},
-    **{(name, True): "not ported yet" for name in ("USE_LDAP", "USE_OPENDJ", "USE_IPV6")},
-    ("FLAT_INTERFACE", ...):     "not ported yet",
+    **{(name, True): "not ported yet" for name in ("USE_LDAP", "USE_OPENDJ")},
     ("INSTANCES_PATH", ...):     "not ported yet; instances are in DIR/instances",
     ("LOCK_PATH", ...):          "not ported yet; locks are in DIR/state/locks",
 }
@@ -313,6 +311,7 @@ CONFIG_FILES = (
     ("conf/uwsgi.ini.tmpl",        CONF / "uwsgi.ini",            0o644, USER),
     ("conf/nat.nft.tmpl",          CONF / "nat.nft",              0o644, ROOT),
     ("conf/consoles.nft.tmpl",     CONF / "consoles.nft",         0o644, ROOT),
+    ("conf/nat6.nft.tmpl",         CONF / "nat6.nft",             0o644, ROOT),
     ("conf/window.tmpl",           CONF / "window",               0o644, ROOT),
     ("conf/test.tmpl",             CONF / "test",                 0o644, ROOT),
     ("conf/screenrc.tmpl",         CONF / "screenrc",             0o644, ROOT),
@@ -405,6 +404,23 @@ ENDPOINTS = (
     ("neutron",   "network",   "http://$HOST_IP:9696"),
 )
 
+
+class Manager(NamedTuple):
+    """A row below: what NET_MAN makes of `private`, does a DHCP server answer there, has this machine an address there."""
+
+    private: dict[str, object]
+    dhcp: bool
+    host: bool
+
+
+MANAGERS = {
+    "VlanManager":     Manager({"provider_network_type": "vlan", "provider_segmentation_id": 100}, dhcp=True, host=False),
+    "FlatDHCPManager": Manager({"provider_network_type": "flat", "is_shared": True}, dhcp=True, host=True),
+    "FlatManager":     Manager({"provider_network_type": "flat", "is_shared": True}, dhcp=False, host=True),
+}
+IPV6 = {"prefix": "fd00::/48", "private": "fd00::/64", "public": "fd00:0:0:1::/64"}  # nova.sh's prefix
+BRIDGES = ("br-ex", "br100", "br-int", "ovs-netdev")  # interfaces that a cloud makes, instances' taps aside
+
 # name,     id,  MiB,   GiB, CPUs
 FLAVORS = (
     ("m1.tiny",   "1",   512,   1, 1),
@@ -442,14 +458,23 @@ ONLY_WITH: dict[str, set[object]] = {
     "VOLUMES_SIZE": set(),
     "CONSOLES":     {"novnc", "serial", "conf/consoles.nft.tmpl"},
     "TEST":         {"unit-tests"},
+    "USE_IPV6":     {"conf/nat6.nft.tmpl"},
+    "NET_MAN=FlatManager": set(),
 }
 # fmt: on
 
 
 def rows(cfg: Settings, *tables: tuple[Any, ...]) -> list[Any]:
     """The tables' rows that these settings ask for, in their order."""
-    off = {name for setting, names in ONLY_WITH.items() if getattr(cfg, setting) in (False, "", "0") for name in names}
+    off = {name for setting, names in ONLY_WITH.items() if not asked_for(cfg, setting) for name in names}
     return [row for table in tables for row in table if row[0] not in off]
+
+
+def asked_for(cfg: Settings, setting: str) -> bool:
+    """Is this setting on? "NAME=VALUE": has it that value?"""
+    name, _, value = setting.partition("=")
+    now = getattr(cfg, name)
+    return str(now) == value if value else now not in (False, "", "0")
 
 
 # ---- Talking: the log, steps, the caller ----
@@ -584,6 +609,7 @@ def values(cfg: Settings) -> dict[str, Any]:
     known = passwords(STATE)
     urls = {name: string.Template(url).safe_substitute(known) for name, url in DATABASE_URLS[cfg.USE_MYSQL].items()}
     machine = {"HOSTNAME": socket.gethostname(), "DATAPATH": "system" if has_kernel_datapath() else "netdev"}
+    machine |= {"IPV6_PREFIX": IPV6["prefix"], "CONFIG_DRIVE": str(not MANAGERS[cfg.NET_MAN].dhcp)}
     return {**chosen, **PATHS, **machine, **known, **urls}
 
 
@@ -778,6 +804,10 @@ def checked(cfg: Settings) -> Settings:
     """The same settings with what was left empty found out, and each value possible on this machine."""
     check_words(cfg)
     check_ranges(cfg)
+    if cfg.FLAT_INTERFACE:
+        check_flat_interface(cfg.FLAT_INTERFACE)
+    if cfg.USE_IPV6:
+        check_ipv6()
     default: Any = netifaces.gateways().get("default", {})
     interface = cfg.INTERFACE or str(default.get(netifaces.AF_INET, ("", ""))[1])
     host_ip = cfg.HOST_IP or (address_of(interface) if interface else "")
@@ -829,8 +859,35 @@ def check_ranges(cfg: Settings) -> None:
         raise Failure(f"FLOATING_RANGE={cfg.FLOATING_RANGE}: overlaps FIXED_RANGE={cfg.FIXED_RANGE}", code=2)
     for name, network in networks.items():
         for route, interface in routes():
-            if interface != "br-ex" and route.prefixlen and route.overlaps(network):
+            if interface not in BRIDGES and route.prefixlen and route.overlaps(network):
                 raise Failure(f"{name}={network}: this machine has a route to {route} through {interface}", code=2)
+
+
+def check_ipv6() -> None:
+    """The kernel speaks IPv6, and nobody else has the cloud's prefix."""
+    for name in ("all", "default"):
+        path = Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6")
+        if not path.exists() or path.read_text().strip() != "0":
+            raise Failure(f"USE_IPV6=1: IPv6 is switched off in this kernel (net.ipv6.conf.{name}.disable_ipv6)", code=2)
+    for route, interface in routes6():
+        if interface not in BRIDGES and route.prefixlen and route.overlaps(ipaddress.IPv6Network(IPV6["prefix"])):
+            raise Failure(f"USE_IPV6=1: this machine has a route to {route} through {interface}", code=2)
+
+
+def check_flat_interface(name: str) -> None:
+    """FLAT_INTERFACE is there and idle: in a bridge it cannot serve this machine any more."""
+    if name not in netifaces.interfaces():
+        raise Failure(f"FLAT_INTERFACE={name}: this machine has {', '.join(netifaces.interfaces())}", code=2)
+    ways: list[tuple[Any, str]] = [*routes(), *routes6()]
+    if name in [interface for route, interface in ways if not route.prefixlen]:
+        raise Failure(f"FLAT_INTERFACE={name}: it carries the default route", code=2)
+    found = netifaces.ifaddresses(name)
+    for each in [*found.get(netifaces.AF_INET, []), *found.get(netifaces.AF_INET6, [])]:
+        if not ipaddress.ip_address(each["addr"].partition("%")[0]).is_link_local:
+            raise Failure(f"FLAT_INTERFACE={name}: it has the address {each['addr']}", code=2)
+    master = Path(f"/sys/class/net/{name}/master")
+    if master.is_symlink() and master.readlink().name != "ovs-system":  # check_machine is about that one
+        raise Failure(f"FLAT_INTERFACE={name}: it is in {master.readlink().name} already", code=2)
 
 
 def settings_of_run(folder: str) -> Settings:
@@ -844,6 +901,13 @@ def routes() -> list[tuple[ipaddress.IPv4Network, str]]:
     rows = [line.split() for line in Path("/proc/net/route").read_text().splitlines()[1:]]
     places = [(int(row[1], 16).to_bytes(4, "little"), int(row[7], 16).bit_count()) for row in rows]
     return [(ipaddress.IPv4Network(place), row[0]) for place, row in zip(places, rows, strict=True)]
+
+
+def routes6() -> list[tuple[ipaddress.IPv6Network, str]]:
+    """The same of IPv6, but for those to itself (lo)."""
+    lines = path.read_text().splitlines() if (path := Path("/proc/net/ipv6_route")).exists() else []
+    rows = [line.split() for line in lines if not line.endswith(" lo")]
+    return [(ipaddress.IPv6Network((int(row[0], 16), int(row[1], 16))), row[-1]) for row in rows]
 
 
 def distribution() -> dict[str, Any]:
@@ -860,7 +924,7 @@ def distribution() -> dict[str, Any]:
 def packages(cfg: Settings) -> set[str]:
     """The names of the packages that these settings ask for."""
     here = distribution()
-    asked = [names for setting, names in here["only_with"].items() if getattr(cfg, setting) not in (False, "", "0")]
+    asked = [names for setting, names in here["only_with"].items() if asked_for(cfg, setting)]
     return {name for names in (here["packages"], *asked) for name in names}
 
 
@@ -880,7 +944,7 @@ def check_machine(cfg: Settings) -> None:
     if (free := shutil.disk_usage(place).free) < needed << 30:
         raise Failure(f"{free / 2**30:.1f} GiB of disk free at {place}, and a cloud needs {needed}", "make room first")
     check_ports(cfg)
-    if taken := {"br-int", "br-ex", "ovs-netdev", "ovs-system"} & set(netifaces.interfaces()):
+    if taken := {*BRIDGES, "ovs-system"} & set(netifaces.interfaces()):
         raise Failure(f"this machine has an interface {taken.pop()}, and a cloud makes its own", "remove it first")
 
 
@@ -1481,26 +1545,70 @@ def start_session(cfg: Settings) -> None:
 
 
 def create_bridges(cfg: Settings) -> None:
-    """OVN's integration bridge, and br-ex, where this machine is the gateway of the floating addresses."""
+    """OVN's integration bridge; br-ex, where this machine is the gateway of the floating addresses; br100 of `private`."""
     with step("Create the bridges"):
         if not has_kernel_datapath():
             forgiven(do, "modprobe", "openvswitch")
-        for device in ("br-ex", "br-int", "ovs-netdev"):
+        for device in BRIDGES:
             record("ip", "link", "delete", device)
         if has_kernel_datapath():
             record("ovs-dpctl", "del-dp", "system@ovs-system")
         bridges = shlex.split(render((HERE / "conf/bridges.tmpl").read_text(), cfg), comments=True)
         do("ovs-vsctl", f"--db={PATHS['OVSDB']}", *bridges)
-        floating = ipaddress.IPv4Network(cfg.FLOATING_RANGE)
-        do("ip", "address", "replace", f"{floating[1]}/{floating.prefixlen}", "dev", "br-ex")
-        do("ip", "link", "set", "br-ex", "up")
-        if (was := ask("sysctl", "-n", "net.ipv4.ip_forward")) != "1":
-            record("sysctl", "-qw", f"net.ipv4.ip_forward={was}")
-            do("sysctl", "-qw", "net.ipv4.ip_forward=1")
+        floating, fixed = ipaddress.IPv4Network(cfg.FLOATING_RANGE), ipaddress.IPv4Network(cfg.FIXED_RANGE)
+        use_bridge("br-ex", f"{floating[1]}/{floating.prefixlen}")
+        if MANAGERS[cfg.NET_MAN].host:
+            use_bridge("br100", f"{fixed[-2]}/{fixed.prefixlen}")
+        if cfg.FLAT_INTERFACE:
+            join_interface(cfg.FLAT_INTERFACE)
+        switch("net.ipv4.ip_forward", "1")
         record("nft", "delete", "table", "ip", "nova_py")
         do("nft", "-f", CONF / "nat.nft")
         if cfg.CONSOLES:
             do("nft", "-f", CONF / "consoles.nft")
+        if cfg.USE_IPV6:
+            route_ipv6()
+
+
+def use_bridge(name: str, address: str) -> None:
+    """This machine has an address on a bridge, where it listens to no router."""
+    do("sysctl", "-eqw", f"net/ipv6/conf/{name}/accept_ra=0")
+    do("ip", "address", "replace", address, "dev", name)
+    do("ip", "link", "set", name, "up")
+
+
+def switch(key: str, value: str) -> None:
+    """Set a kernel parameter, where the kernel has it; scrub puts it back."""
+    if (was := ask("sysctl", "-n", key, default=value)) != value:
+        record("sysctl", "-qw", f"{key}={was}")
+        do("sysctl", "-qw", f"{key}={value}")
+
+
+def join_interface(name: str) -> None:
+    """FLAT_INTERFACE is a port of br100, and nothing else: this machine's own IPv6 does not hear what comes in there."""
+    flags = int(Path(f"/sys/class/net/{name}/flags").read_text(), 16)
+    record("ip", "link", "set", name, "up" if flags & 1 else "down", "promisc", "on" if flags & 0x100 else "off")
+    switch(f"net/ipv6/conf/{name}/disable_ipv6", "1")
+    do("ip", "link", "set", name, "up")
+    do("ovs-vsctl", f"--db={PATHS['OVSDB']}", "add-port", "br100", name)
+
+
+def route_ipv6() -> None:
+    """This machine routes between the instances and the outside, and still hears the routers that it heard before.
+
+    Linux with forwarding hears them only where accept_ra is 2, and forgets at once the routes that it had from others.
+    """
+    for name in sorted({interface for route, interface in routes6() if not route.prefixlen}):
+        if ask("sysctl", "-n", key := f"net/ipv6/conf/{name}/accept_ra") == "1":
+            switch(key, "2")
+    for path in Path("/proc/sys/net/ipv6/conf").glob("*/forwarding"):  # the switch for all is one for each
+        if path.parent.name != "all" and path.read_text().strip() == "1":
+            record("sysctl", "-qw", f"net/ipv6/conf/{path.parent.name}/forwarding=1")
+    switch("net.ipv6.conf.all.forwarding", "1")
+    record("nft", "delete", "table", "ip6", "nova_py")
+    do("nft", "-f", CONF / "nat6.nft")
+    public = ipaddress.IPv6Network(IPV6["public"])
+    do("ip", "address", "replace", f"{public[1]}/64", "dev", "br-ex", "nodad")
 
 
 def has_kernel_datapath() -> bool:
@@ -1535,21 +1643,38 @@ def create_flavors(cfg: Settings) -> None:
 def create_networks(cfg: Settings) -> None:
     """private, public and the router between them; ping and ssh come in."""
     with step("Create networks"):
-        network = cloud(cfg).network
-        floating = ipaddress.IPv4Network(cfg.FLOATING_RANGE)
+        network, manager = cloud(cfg).network, MANAGERS[cfg.NET_MAN]
         outside = dict(provider_network_type="flat", provider_physical_network="public", is_router_external=True)
         public = network.create_network(name="public", **outside)
-        pool = dict(start=str(floating[2]), end=str(floating[-2]))
-        addresses = dict(cidr=cfg.FLOATING_RANGE, gateway_ip=str(floating[1]), allocation_pools=[pool])
-        network.create_subnet(name="public", network_id=public.id, ip_version=4, is_dhcp_enabled=False, **addresses)
-        private = network.create_network(name="private")
-        inside = dict(cidr=cfg.FIXED_RANGE, is_dhcp_enabled=True)
-        subnet = network.create_subnet(name="private", network_id=private.id, ip_version=4, **inside)
+        private = network.create_network(name="private", provider_physical_network="fixed", **manager.private)
+        create_subnet(cfg, public, cfg.FLOATING_RANGE, -2, is_dhcp_enabled=False)
+        inside = [create_subnet(cfg, private, cfg.FIXED_RANGE, -3, is_dhcp_enabled=manager.dhcp)]
+        if cfg.USE_IPV6:
+            create_subnet(cfg, public, IPV6["public"], -2, is_dhcp_enabled=False)
+            by_router = dict(ipv6_ra_mode="slaac", ipv6_address_mode="slaac", is_dhcp_enabled=True)
+            inside.append(create_subnet(cfg, private, IPV6["private"], -2, **by_router))
         router = network.create_router(name="router", external_gateway_info={"network_id": public.id})
-        network.add_interface_to_router(router, subnet_id=subnet.id)
+        for subnet in inside:
+            network.add_interface_to_router(router, subnet_id=subnet.id)
+        for address in (each["ip_address"] for each in router.external_gateway_info["external_fixed_ips"]):
+            if ":" in address:  # the route goes with br-ex
+                do("ip", "-6", "route", "replace", IPV6["private"], "via", address, "dev", "br-ex")
         group = next(network.security_groups(name="default", project_id=cloud(cfg).current_project_id))
-        for rule in ({"protocol": "icmp"}, {"protocol": "tcp", "port_range_min": 22, "port_range_max": 22}):
-            network.create_security_group_rule(security_group_id=group.id, direction="ingress", **rule)
+        rules: list[dict[str, object]] = [
+            {"ether_type": "IPv4", "protocol": "icmp"},
+            {"ether_type": "IPv6", "protocol": "ipv6-icmp"},
+        ]
+        rules += [{**rule, "protocol": "tcp", "port_range_min": 22, "port_range_max": 22} for rule in rules]
+        own = dict(security_group_id=group.id, direction="ingress")
+        network.create_security_group_rules([{**own, **rule} for rule in rules])
+
+
+def create_subnet(cfg: Settings, network: Any, cidr: str, last: int, **more: object) -> Any:
+    """A network's subnet: its first address is the gateway's, instances have the second to the `last`."""
+    room = ipaddress.ip_network(cidr)
+    pool = dict(start=str(room[2]), end=str(room[last]))
+    where = dict(name=network.name, network_id=network.id, ip_version=room.version, cidr=cidr)
+    return cloud(cfg).network.create_subnet(**where, gateway_ip=str(room[1]), allocation_pools=[pool], **more)
 
 
 def upload_image(cfg: Settings) -> None:

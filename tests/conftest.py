@@ -149,6 +149,7 @@ class Machine:
         self.release = {"ID": "debian", "VERSION_ID": "12"}
         self.gateway = "eth0"
         self.addresses = dict(ADDRESSES)
+        self.addresses6: dict[str, str] = {}
         self.commands.mkdir()
         folders = "etc/systemd/system usr/sbin usr/lib/python3/dist-packages run sys/class/net srv var/lib/dpkg"
         for name in folders.split():
@@ -156,6 +157,8 @@ class Machine:
         self.put("/proc/net/route", ROUTES)
         self.put("/proc/self/mountinfo")
         self.put("/dev/net/tun")
+        for name in ("all", "default"):
+            self.put(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6", "0\n")
 
     def path(self, *parts: Any) -> Path:
         """Where a path of the machine really is; a relative path, and one that is already there, stay as they are."""
@@ -240,11 +243,13 @@ class Machine:
 
     def netifaces(self) -> Any:
         """Stands in for netifaces."""
-        inet = netifaces.AF_INET
+        inet, inet6 = netifaces.AF_INET, netifaces.AF_INET6
+        found = ((inet, self.addresses), (inet6, self.addresses6))
         return SimpleNamespace(
             AF_INET=inet,
+            AF_INET6=inet6,
             interfaces=lambda: list(self.addresses),
-            ifaddresses=lambda name: {inet: [{"addr": self.addresses[name]}]} if self.addresses[name] else {},
+            ifaddresses=lambda name: {kind: [{"addr": those[name]}] for kind, those in found if those.get(name)},
             gateways=lambda: {"default": {inet: ("192.0.2.1", self.gateway)}} if self.gateway else {"default": {}},
         )
 

@@ -2,6 +2,7 @@
 """Every template, rendered with the default settings, is what its reader expects."""
 
 import configparser
+import dataclasses
 import json
 import re
 import subprocess
@@ -28,7 +29,7 @@ def made(cfg: nova.Settings, machine: Machine, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(nova, "ONLY_WITH", {})
     machine.path("/etc/libvirt").mkdir()
     nova.make_folders(cfg)
-    nova.write_config(cfg)
+    nova.write_config(dataclasses.replace(cfg, USE_IPV6=True))
     return cfg
 
 

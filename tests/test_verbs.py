@@ -480,7 +480,7 @@ def test_bridges(cfg: nova.Settings, fake: Fake, machine: Machine, expect: Expec
     fake("sysctl", '[ "$1" != -n ] || echo 0')
     nova.create_bridges(cfg)
     expect(f"bridges-{datapath}")
-    undo = [f"ip link delete {name}" for name in ("br-ex", "br-int", "ovs-netdev")]
+    undo = [f"ip link delete {name}" for name in ("br-ex", "br100", "br-int", "ovs-netdev")]
     undo += ["ovs-dpctl del-dp system@ovs-system"] * (datapath == "kernel")
     assert (nova.STATE / "record").read_text().splitlines() == [
         *undo, "sysctl -qw net.ipv4.ip_forward=0", "nft delete table ip nova_py",
@@ -509,7 +509,7 @@ def test_what_is_to_be_undone_is_recorded_before_it_is_done(cfg: nova.Settings, 
     fake("modprobe")
     fake("ovs-vsctl", f"/bin/grep -q br-ex {nova.STATE}/record")  # fails where the record comes later
     fake("ip")
-    fake("sysctl", f'[ "$1" = -n ] && echo 0 || /bin/grep -q ip_forward=0 {nova.STATE}/record')
+    fake("sysctl", f'case "$*" in -n*) echo 0;; *ip_forward*) /bin/grep -q ip_forward=0 {nova.STATE}/record;; esac')
     fake("nft", f"/bin/grep -q nova_py {nova.STATE}/record")
     nova.create_bridges(cfg)
 

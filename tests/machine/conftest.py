@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 NOVA_PY = Path(__file__).resolve().parents[2] / "nova.py"
+IPV6_SWITCHES = ("forwarding", "accept_ra", "disable_ipv6")
 PORTS = {5000, 6080, 6083, 8774, 8775, 8778, 9292, 9696, 34369, 35672, 35673}
 
 
@@ -34,6 +35,14 @@ def ask(*command: str) -> str:
     try:
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout
     except FileNotFoundError:
+        return ""
+
+
+def read(path: Path | str) -> str:
+    """A small file's text, stripped; nothing where it is not there (any more)."""
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
         return ""
 
 
@@ -82,6 +91,10 @@ class Machine:
         """The address of the APIs, as novarc says it."""
         return self.shell("echo $OS_AUTH_URL").removeprefix("http://").partition(":")[0]
 
+    def default_interface(self) -> str:
+        """The interface of this machine's default route."""
+        return ask("ip", "route", "show", "default").split(" dev ")[1].split()[0]
+
     def floating(self, server: str) -> str:
         """A floating address of its own for the server."""
         address = self.openstack("floating ip create public")["floating_ip_address"]
@@ -94,6 +107,17 @@ class Machine:
         command = ["ssh", "-i", str(self.key), *shlex.split(options), "-o", "ConnectTimeout=5", f"root@{address}", line]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=True, timeout=60)
         return done.stdout.strip()
+
+    def boot(self, name: str, *more: str) -> str:
+        """An instance with the key, on `private` where `more` names no network: its first fixed address."""
+        where = " ".join(more or ("--network private",))
+        self.shell(f"openstack server create --image ami-tty --flavor m1.tiny --key-name mine {where} --wait {name}")
+        ((fixed, *_),) = self.openstack(f"server show {name}")["addresses"].values()
+        return str(fixed)
+
+    def reaches(self, address: str, other: str) -> bool:
+        """Does the instance at `address` get three answers of three to its pings of `other`?"""
+        return " 0% packet loss" in self.ssh(address, f"ping -c 3 -W 2 {other} || true")
 
     def processes(self) -> list[str]:
         """The cloud's processes: those that have its folder mounted at /run/nova.py."""
@@ -124,6 +148,9 @@ class Machine:
             "domains": sorted(p.name for p in (self.folder / "nova/state/libvirt/etc/qemu").glob("*.xml")),
             "guests": [line for line in self.processes() if "qemu-system" in line],
             "addresses": re.findall(r"inet6? (\S+)", ask("ip", "address")),
+            "up and promiscuous": {n: read(f"/sys/class/net/{n}/flags") for n in names},
+            "routes": sorted([*ask("ip", "route").splitlines(), *ask("ip", "-6", "route").splitlines()]),
+            "IPv6": {str(p): read(p) for name in IPV6_SWITCHES for p in Path("/proc/sys/net/ipv6/conf").glob(f"*/{name}")},
         }
 
 
@@ -140,12 +167,45 @@ def machine() -> Iterator[Machine]:
     shutil.rmtree(folder)
 
 
+# ---- Wires: a spare interface, and one with an address of its own; what is at their far ends is a world of its own ----
+
+FAR = ("ip", "netns", "exec", "nova-far")
+WIRES = """
+ip netns add nova-far
+ip link add nova-spare type veth peer name far0 netns nova-far
+ip link add nova-host type veth peer name far1 netns nova-far
+ip address add 198.51.100.10/24 dev nova-host
+ip address add 2001:db8::10/64 dev nova-host nodad
+ip link set nova-host up
+ip -n nova-far link set lo up
+ip -n nova-far link set far0 up
+ip -n nova-far link set far1 up
+ip -n nova-far address add 198.51.100.20/24 dev far1
+ip -n nova-far address add 2001:db8::20/64 dev far1 nodad
+"""
+
+
+@pytest.fixture(scope="session")
+def wires(machine: Machine) -> Iterator[None]:
+    """nova-spare and nova-host are interfaces of this machine, far0 and far1 their far ends in the namespace nova-far."""
+    for line in WIRES.split("\n"):
+        subprocess.run(line.split() or ["true"], check=True)
+    yield
+    for line in ("ip link delete nova-spare", "ip link delete nova-host", "ip netns delete nova-far"):
+        subprocess.run(line.split(), check=True)
+
+
+def far(*command: str) -> str:
+    """What a command says at the far ends."""
+    return subprocess.run([*FAR, *command], capture_output=True, text=True, check=True, timeout=60).stdout
+
+
 # The clouds that the tests of variables share, one after the other; a test module says which: pytestmark = on("vlan").
 CLOUDS: dict[str, dict[str, str]] = {
-    "vlan": {"NET_MAN": "VlanManager", "CONSOLES": "1"},
+    "vlan": {"NET_MAN": "VlanManager", "FLAT_INTERFACE": "nova-spare", "FIXED_RANGE": "10.11.0.0/24", "CONSOLES": "1"},
     "sqlite": {"USE_MYSQL": "0"},
-    "flat-dhcp": {"NET_MAN": "FlatDHCPManager"},
-    "flat": {"NET_MAN": "FlatManager"},
+    "flat-dhcp": {"NET_MAN": "FlatDHCPManager", "FLAT_INTERFACE": "nova-spare", "USE_IPV6": "1", "HOST_IP": "198.51.100.10"},
+    "flat": {"NET_MAN": "FlatManager", "INTERFACE": "nova-host", "FLOATING_RANGE": "10.66.0.0/28"},
 }
 
 
@@ -155,7 +215,7 @@ def on(name: str) -> pytest.MarkDecorator:
 
 
 @pytest.fixture(scope="session")
-def cloud(machine: Machine, request: pytest.FixtureRequest) -> Iterator[Machine]:
+def cloud(machine: Machine, wires: None, request: pytest.FixtureRequest) -> Iterator[Machine]:
     """A cloud made with one row of CLOUDS, and the keypair `mine` in it; taken down to nothing when the next one comes."""
     before = machine.traces()
     machine.nova("run_detached", env=CLOUDS[request.param])
