@@ -7,7 +7,7 @@ A real OpenStack Nova on this machine by one command, and back again: nova.sh, f
   install [DIR]          packages, OpenStack's environment, databases, the test image
   run [DIR]              a new cloud, every service in a window of one screen session; taken down when that ends
   run_detached [DIR]     the same in the background: the cloud stays up
-  terminate [DIR]        end every instance
+  terminate [DIR]        end every instance and every volume
   clean [DIR]            end the session and every process that it started
   scrub [DIR]            remove what a cloud left on the machine: bridges, rules, domains
   settings               every variable with its value and its meaning
@@ -222,6 +222,11 @@ class Settings:
     USE_OPENDJ: bool       = setting(False,        "1: users in OpenDJ")
     USE_IPV6: bool         = setting(False,        "1: IPv6 beside IPv4")
 
+    @property
+    def VOLUMES_LVM(self) -> bool:
+        """Not a setting: are volumes nova.sh's, LVM by iSCSI, or files, because this kernel cannot?"""
+        return self.VOLUMES_SIZE != "0" and has_iscsi()
+
 
 # What nova.sh had and nova.py does not have (yet): better refused than ignored.
 REFUSED: dict[tuple[str, object], str] = {
@@ -229,7 +234,7 @@ REFUSED: dict[tuple[str, object], str] = {
     ("LIBVIRT_TYPE", "lxc"):     "containers are not ported yet; use qemu",
     **{("NET_MAN", flat): "not ported yet; use VlanManager" for flat in ("FlatManager", "FlatDHCPManager")},
     **{("TEST", value): "not ported yet" for value in ("1", "all")},
-    **{(name, ...): "not ported yet" for name in ("VOLUMES_SIZE", "IMAGE")},
+    **{(name, ...): "not ported yet" for name in ("IMAGE",)},
     **{(name, True): "not ported yet" for name in ("USE_LDAP", "USE_OPENDJ", "USE_IPV6")},
     ("FLAT_INTERFACE", ...):     "not ported yet",
     ("INSTANCES_PATH", ...):     "not ported yet; instances are in DIR/instances",
@@ -258,7 +263,7 @@ CONSOLE_PORTS = range(26000, 27000)  # the instances' VNC servers and serial por
 PATHS = dict(
     HOME=HOME, STATE=STATE, CONF=CONF, ENV=ENV, BIN=ENV / "bin", GUEST_USER=GUEST_USER,
     OVS=STATE / "ovs", OVSDB=f"unix:{STATE}/ovs/db.sock", MAC_PREFIX="fa:6e:70",
-    RABBIT_PORT=35672, RABBIT_DIST_PORT=35673, EPMD_PORT=34369,
+    RABBIT_PORT=35672, RABBIT_DIST_PORT=35673, EPMD_PORT=34369, TGT_PORT=33260,
     VNC_MIN=CONSOLE_PORTS[0], VNC_MAX=CONSOLE_PORTS[499], SERIAL_MIN=CONSOLE_PORTS[500], SERIAL_MAX=CONSOLE_PORTS[-1],
 )
 
@@ -281,21 +286,25 @@ FOLDERS = (
     ("state/databases",         USER),
     ("state/rabbit",            USER),
     ("state/ovs",               USER),
+    ("state/cinder",            USER),
+    ("state/volumes",           ROOT),
 )
 
 # What every run begins without.
 EMPTIED = (
     "state/mysql", "state/databases", "state/rabbit", "state/ovs", "state/nova", "state/glance/images", "state/neutron",
+    "state/cinder", "state/volumes",
     "state/libvirt/etc/qemu", "state/libvirt/lib", "state/libvirt/run", "instances",
 )
 
-# libvirt is the cloud's own: a folder of the machine, and the one under DIR that the cloud's processes see there.
+# libvirt and tgt are the cloud's own: a folder of the machine, and the one under DIR that the cloud's processes see there.
 PRIVATE_FOLDERS = (
     ("/etc/libvirt",       "state/libvirt/etc"),
     ("/run/libvirt",       "state/libvirt/run"),
     ("/var/lib/libvirt",   "state/libvirt/lib"),
     ("/var/cache/libvirt", "state/libvirt/cache"),
     ("/var/log/libvirt",   "state/libvirt/log"),
+    ("/etc/tgt",           "state/tgt"),
 )
 
 # template             written to                       mode   owner
@@ -306,6 +315,7 @@ CONFIG_FILES = (
     ("conf/glance-api.conf.tmpl",  CONF / "glance-api.conf",      0o600, USER),
     ("conf/placement.conf.tmpl",   CONF / "placement.conf",       0o600, USER),
     ("conf/neutron.conf.tmpl",     CONF / "neutron.conf",         0o600, USER),
+    ("conf/cinder.conf.tmpl",      CONF / "cinder.conf",          0o600, USER),
     ("conf/my.cnf.tmpl",           CONF / "my.cnf",               0o600, USER),
     ("conf/grants.sql.tmpl",       CONF / "grants.sql",           0o600, USER),
     ("conf/rabbitmq.conf.tmpl",    CONF / "rabbitmq.conf",        0o600, USER),
@@ -318,6 +328,7 @@ CONFIG_FILES = (
     ("conf/screenrc.tmpl",         CONF / "screenrc",             0o644, ROOT),
     ("conf/libvirtd.conf.tmpl",    Path("/etc/libvirt/libvirtd.conf"), 0o644, ROOT),
     ("conf/qemu.conf.tmpl",        Path("/etc/libvirt/qemu.conf"),     0o644, ROOT),
+    ("conf/targets.conf.tmpl",     Path("/etc/tgt/targets.conf"),      0o644, ROOT),
     ("novarc.tmpl",                HOME / "novarc",               0o600, "caller"),
     ("conf/clouds.yaml.tmpl",      HOME / "clouds.yaml",          0o600, "caller"),
 )
@@ -346,6 +357,8 @@ SERVERS = (
     Service("vswitchd",     ROOT, "ovs-vswitchd --unixctl=$OVS/vswitchd.ctl $OVSDB", "$OVS/vswitchd.ctl"),
     Service("northd",       USER, "ovn-northd --unixctl=$OVS/northd.ctl --ovnnb-db=$OVSDB --ovnsb-db=$OVSDB", "$OVS/northd.ctl"),
     Service("libvirt",      ROOT, "libvirtd", "/run/libvirt/libvirt-sock"),
+    Service("tgt",          ROOT, "tgtd --foreground --iscsi portal=127.0.0.1:$TGT_PORT", "127.0.0.1:$TGT_PORT"),
+    Service("iscsi",        ROOT, "sh -c '/usr/lib/open-iscsi/startup-checks.sh && exec iscsid --foreground'"),
 )
 # OpenStack's own. ovn-controller (23.03) crashes where the bridges are not there yet, so it is here; keystone comes
 # first of the others, because they all ask it who is asking.
@@ -359,6 +372,8 @@ CONTROL = (
     Service("glance",       USER, f"{API} $HOST_IP:9292 --module glance.wsgi.api:application", "http://$HOST_IP:9292/"),
     Service("network-ovn",  USER, "neutron-ovn-maintenance-worker --config-file $CONF/neutron.conf"),
     Service("metadata",     USER, f"{API} 127.0.0.1:8775 --module nova.wsgi.metadata:application", "http://127.0.0.1:8775/"),
+    Service("volume-api",   USER, f"{API} $HOST_IP:8776 --module cinder.wsgi.api:application"
+                                  " --pyargv '--config-file $CONF/cinder.conf'", "http://$HOST_IP:8776/"),
     Service("novnc",        USER, f"nova-novncproxy {NOVA_CONF} --web $STATE/novnc/usr/share/novnc", "$HOST_IP:6080"),
     Service("serial",       USER, f"nova-serialproxy {NOVA_CONF}", "$HOST_IP:6083"),
 )
@@ -368,6 +383,8 @@ WORKERS = (
     Service("scheduler",    USER, f"nova-scheduler {NOVA_CONF}"),
     Service("compute",      ROOT, "nova-compute --config-file $CONF/nova.conf"),
     Service("network-meta", ROOT, "neutron-ovn-metadata-agent --config-file $CONF/neutron.conf"),
+    Service("volume-scheduler", USER, "cinder-scheduler --config-file $CONF/cinder.conf"),
+    Service("volume",       ROOT, "cinder-volume --config-file $CONF/cinder.conf"),
 )
 SERVICES = {service.window: service for service in SERVERS + CONTROL + WORKERS}
 
@@ -395,6 +412,7 @@ DATABASES = (
     (("glance",),    ("glance-manage --config-file $CONF/glance-api.conf db_sync",)),
     (("placement",), ("placement-manage --config-file $CONF/placement.conf db sync",)),
     (("neutron",),   ("neutron-db-manage --config-file $CONF/neutron.conf upgrade heads",)),
+    (("cinder",),    ("cinder-manage --config-file $CONF/cinder.conf db sync",)),
 )
 
 # user,       type,         url
@@ -403,6 +421,7 @@ ENDPOINTS = (
     ("placement", "placement", "http://$HOST_IP:8778"),
     ("nova",      "compute",   "http://$HOST_IP:8774/v2.1"),
     ("neutron",   "network",   "http://$HOST_IP:9696"),
+    ("cinder",    "block-storage", "http://$HOST_IP:8776/v3"),
 )
 
 # name,     id,  MiB,   GiB, CPUs
@@ -422,9 +441,16 @@ IMAGE_PARTS: tuple[tuple[str, str, str, dict[str, str]], ...] = (
                                             "root=/dev/vda console=tty1 console=ttyS0 quiet no_timer_check"}),
 )
 
-# What only a setting asks for: first columns of rows above, and groups of pyproject.toml; packages: conf/packages.toml.
+# groups of pyproject.toml that are added to OpenStack's environment
+GROUPS = (
+    ("volumes",),
+)
+
+# What only a setting asks for: first columns of rows above; packages: conf/packages.toml.
 ONLY_WITH: dict[str, set[object]] = {
-    "VOLUMES_SIZE": set(),
+    "VOLUMES_SIZE": {"state/cinder", "state/volumes", "conf/cinder.conf.tmpl", "volume-api", "volume-scheduler", "volume",
+                     ("cinder",), "cinder", "volumes"},
+    "VOLUMES_LVM":  {"/etc/tgt", "conf/targets.conf.tmpl", "tgt", "iscsi"},
     "CONSOLES":     {"novnc", "serial", "conf/consoles.nft.tmpl"},
 }
 # fmt: on
@@ -568,6 +594,7 @@ def values(cfg: Settings) -> dict[str, Any]:
     known = passwords(STATE)
     urls = {name: string.Template(url).safe_substitute(known) for name, url in DATABASE_URLS[cfg.USE_MYSQL].items()}
     machine = {"HOSTNAME": socket.gethostname(), "DATAPATH": "system" if has_kernel_datapath() else "netdev"}
+    machine["VOLUMES_BACKEND"] = "lvm" if cfg.VOLUMES_LVM else "files"
     return {**chosen, **PATHS, **machine, **known, **urls}
 
 
@@ -635,9 +662,9 @@ def private_mounts(cfg: Settings) -> None:
     do("mount", "-t", "tmpfs", "tmpfs", "/run/netns")
 
 
-def private_libvirt() -> None:
+def private_libvirt(cfg: Settings) -> None:
     """The rest of private_mounts; not before packages are installed, whose files belong to the machine."""
-    for machine, own in PRIVATE_FOLDERS:
+    for machine, own in rows(cfg, PRIVATE_FOLDERS):
         Path(machine).mkdir(parents=True, exist_ok=True)
         (HOME / own).mkdir(parents=True, exist_ok=True)
         do("mount", "--bind", HOME / own, machine)
@@ -781,6 +808,7 @@ WORDS = (
     ("DIR",            r"/[\w./-]*",                  "letters, digits, . _ - and / only; services would trip over others"),
     *((secret,         r"([A-Za-z0-9_.~-]{8,72})?",   "8 to 72 of A-Z a-z 0-9 _ . ~ -, since it stands in URLs and files")
       for secret in SECRETS),
+    ("VOLUMES_SIZE",   r"0|[1-9][0-9]{0,3}",          "how many GiB, 9999 at most, or 0"),
 )  # fmt: skip
 
 
@@ -863,6 +891,10 @@ def check_machine(cfg: Settings) -> None:
     place = next(folder for folder in (cfg.DIR, *cfg.DIR.parents) if folder.exists())
     if (free := shutil.disk_usage(place).free) < needed << 30:
         raise Failure(f"{free / 2**30:.1f} GiB of disk free at {place}, and a cloud needs {needed}", "make room first")
+    if (wanted := int(cfg.VOLUMES_SIZE)) > (free >> 30) - needed:
+        raise Failure(f"VOLUMES_SIZE={wanted}: {free / 2**30:.1f} GiB of disk free at {place}; the rest needs {needed}", code=2)
+    if wanted and not Path("/dev/loop-control").exists():
+        raise Failure(f"VOLUMES_SIZE={wanted}: no /dev/loop-control, and a file as a disk is what bounds volumes", code=2)
     check_ports(cfg)
     if taken := {"br-int", "br-ex", "ovs-netdev", "ovs-system"} & set(netifaces.interfaces()):
         raise Failure(f"this machine has an interface {taken.pop()}, and a cloud makes its own", "remove it first")
@@ -956,8 +988,8 @@ def install(cfg: Settings) -> None:
     check_machine(cfg)
     if not tree()["whole"]:
         branch(cfg)
-    in_parallel(lambda: install_packages(packages(cfg)), install_openstack)
-    private_libvirt()
+    in_parallel(lambda: install_packages(packages(cfg)), lambda: install_openstack(cfg))
+    private_libvirt(cfg)
     make_users()
     make_folders(cfg)
     write_config(cfg)
@@ -1021,28 +1053,55 @@ def remove_policy() -> None:
         POLICY.unlink()
 
 
-def install_openstack() -> None:
-    """OpenStack's environment from the lock file, with the tree in DIR as its nova."""
-    make_once(ENV / "made-from", digest(HERE / "uv.lock") + digest(HOME / "setup.cfg"), make_environment)
+def install_openstack(cfg: Settings) -> None:
+    """OpenStack's environment from the lock file, with the tree in DIR as its nova; then what settings add to it."""
+    key = digest(HERE / "uv.lock") + digest(HOME / "setup.cfg")
+    make_once(ENV / "made-from", key, make_environment)
+    for (group,) in rows(cfg, GROUPS):
+        make_once(ENV / f"made-from-{group}", key, functools.partial(add_group, group))
 
 
 def make_environment() -> None:
     """All of it, anew."""
-    uv = (TOOL / "uv", "--quiet", "--no-config")
-    env = {"UV_SYSTEM_CERTS": "1", "UV_CACHE_DIR": str(STATE / "cache/uv")}
-    wanted = STATE / "cache/cloud.txt"
-    into = ("--python", ENV, "--no-build-isolation", "--require-hashes", "--requirements", wanted)
     with step("Install OpenStack's environment"):
         # The distribution's python3: its python3-libvirt is built for that one.
-        do(*uv, "venv", "--clear", "--relocatable", "--python", "/usr/bin/python3", ENV, env=env)
-        for only in (("--only-group", "cloud-build"), ("--only-group", "cloud", "--no-emit-package", "nova")):
-            do(*uv, "export", "--frozen", *only, "--output-file", wanted, cwd=HERE, env=env)
-            do(*uv, "pip", "install", *into, env=env, hint=NETWORK)
-        do(*uv, "pip", "install", "--python", ENV, "--no-build-isolation", "--no-deps", "--editable", HOME, env=env)
-        site = next(ENV.glob("lib/python3*/site-packages"))
-        (site / "distribution.pth").write_text(f"{STATE}/python3-libvirt\n")
+        uv("venv", "--clear", "--relocatable", "--python", "/usr/bin/python3", ENV)
+        install_group("cloud-build")
+        install_group("cloud", "--no-emit-package", "nova")
+        uv("pip", "install", "--python", ENV, "--no-build-isolation", "--no-deps", "--editable", HOME)
+        (site_packages() / "distribution.pth").write_text(f"{STATE}/python3-libvirt\n")
     with step("Compile it"):
-        do(ENV / "bin/python", "-m", "compileall", "-q", "-j", "2", site, HOME / "nova")
+        compile_python(site_packages(), HOME / "nova")
+
+
+def add_group(group: str) -> None:
+    """What only a setting asks for, into the environment that is there."""
+    with step(f"Install OpenStack's environment for {group}"):
+        install_group(group)
+        compile_python(site_packages())
+
+
+def install_group(group: str, *but: str) -> None:
+    """A group of pyproject.toml, as uv.lock has it."""
+    wanted = STATE / "cache/cloud.txt"
+    uv("export", "--frozen", "--only-group", group, *but, "--output-file", wanted)
+    uv("pip", "install", "--python", ENV, "--no-build-isolation", "--require-hashes", "--requirements", wanted)
+
+
+def uv(*words: object) -> None:
+    """A call of uv for the cloud's environment."""
+    env = {"UV_SYSTEM_CERTS": "1", "UV_CACHE_DIR": str(STATE / "cache/uv")}
+    do(TOOL / "uv", "--quiet", "--no-config", *words, cwd=HERE, env=env, hint=NETWORK)
+
+
+def site_packages() -> Path:
+    """Where the environment's modules are."""
+    return next(ENV.glob("lib/python3*/site-packages"))
+
+
+def compile_python(*folders: Path) -> None:
+    """Once for all processes, so that none of them does it at its start."""
+    do(ENV / "bin/python", "-m", "compileall", "-q", "-j", "2", *folders)
 
 
 def make_once(made_from: Path, key: str, make: Callable[[], None]) -> None:
@@ -1069,7 +1128,7 @@ def make_users() -> None:
 
 def make_folders(cfg: Settings) -> None:
     """Folders, the settings for later, and passwords: what is there stays as it is."""
-    for name, owner in FOLDERS:
+    for name, owner in rows(cfg, FOLDERS):
         (HOME / name).mkdir(parents=True, exist_ok=True)
         give(HOME / name, owner)
         (HOME / name).chmod(0o700 if owner == USER else 0o711)
@@ -1229,6 +1288,7 @@ def run_detached(cfg: Settings) -> None:
     """Start a new, empty cloud: every service in its own screen window."""
     install(cfg)
     empty_databases(cfg)
+    make_volumes(cfg)
     start_session(cfg)
     create_bridges(cfg)
     start_control(cfg)
@@ -1274,6 +1334,34 @@ def empty_databases(cfg: Settings) -> None:
         do(*copy, kept_databases(cfg), STATE / "databases")
         for schema, name in (("openvswitch/vswitch", "conf"), ("ovn/ovn-nb", "ovnnb"), ("ovn/ovn-sb", "ovnsb")):
             do("ovsdb-tool", "create", STATE / f"ovs/{name}.db", f"/usr/share/{schema}.ovsschema", user=USER)
+
+
+def make_volumes(cfg: Settings) -> None:
+    """A disk of VOLUMES_SIZE GiB for cinder, which bounds them: a file, and on it a volume group or a file system.
+
+    Such a mount, as every other of ours, ends with the cloud's last process, and its loop device with it.
+    """
+    if cfg.VOLUMES_SIZE == "0":
+        return
+    disk, share = STATE / "volumes/disk", STATE / "volumes/local:/share"
+    with step("Make room for volumes"):
+        share.mkdir(parents=True)
+        do("truncate", f"--size={int(cfg.VOLUMES_SIZE) * 1025 + 64}M", disk)  # and what a file system needs for itself
+        if cfg.VOLUMES_LVM:
+            device = ask("losetup", "--find")
+            record("losetup", "--detach", device)
+            do("losetup", device, disk)
+            record("vgremove", "--force", "nova-volumes")
+            do("vgcreate", "nova-volumes", device)
+        else:
+            do("mkfs.ext4", "-q", "-m", 0, "-O", "^has_journal,^resize_inode", "-T", "largefile4", disk)
+            do("mount", "-o", "loop,discard,nosuid,nodev", disk, share)
+
+
+def has_iscsi() -> bool:
+    """Has this kernel device-mapper and an iSCSI initiator? Containers' and micro-VMs' have not, as a rule."""
+    loaded = Path("/sys/module/iscsi_tcp").exists() or ask("modprobe", "--show-depends", "iscsi_tcp", default="")
+    return Path("/dev/mapper/control").exists() and bool(loaded)
 
 
 def start_session(cfg: Settings) -> None:
@@ -1384,6 +1472,11 @@ def wait_for_hosts(cfg: Settings) -> None:
     with step("Wait for the compute host"):
         wait_for("the compute host in a cell", lambda: list(admin.compute.hypervisors()), 90)
         wait_for("the compute host in placement", placed, 60)
+    if cfg.VOLUMES_SIZE != "0":
+        with step("Wait for the volume host"):
+            wait_for(
+                "the volume host in the scheduler", lambda: list(admin.block_storage.backend_pools()), 90, SERVICES["volume"]
+            )
 
 
 def smoke_test(cfg: Settings) -> None:
@@ -1434,11 +1527,16 @@ def say_how_to_use(cfg: Settings) -> None:
 
 
 def terminate(cfg: Settings) -> None:
-    """End every instance through the API; where that does not answer, through libvirt."""
+    """End every instance and every volume through the API; where that does not answer, the instances through libvirt.
+
+    Volumes are then deleted by the next run, with everything else: see EMPTIED.
+    """
     try:
         with step("End the instances"):
             if processes() and answers(f"http://{cfg.HOST_IP}:8774/"):
                 delete_everything(cloud(cfg))
+                if cfg.VOLUMES_SIZE != "0":
+                    delete_volumes(cloud(cfg))
     except Failure as failure:
         say(f"The APIs did not end them ({failure}); so libvirt does.")
     destroy_domains()
@@ -1451,6 +1549,16 @@ def delete_everything(admin: Any) -> None:
     wait_for(f"the end of {len(servers)} instances", lambda: not list(admin.compute.servers(all_projects=True)), 60)
     for address in admin.network.ips():
         admin.network.delete_ip(address)
+
+
+def delete_volumes(admin: Any) -> None:
+    """Every project's volumes with their snapshots, whatever state they are in."""
+    storage = admin.block_storage
+    for attachment in storage.attachments(all_projects=True):  # of instances that are no more
+        storage.delete(f"/attachments/{attachment.id}", microversion="3.27")
+    for volume in (volumes := list(storage.volumes(all_projects=True))):
+        storage.delete(f"/volumes/{volume.id}?cascade=true&force=true", microversion="3.23")
+    wait_for(f"the end of {len(volumes)} volumes", lambda: not list(storage.volumes(all_projects=True)), 60)
 
 
 def destroy_domains() -> None:
@@ -1574,7 +1682,7 @@ def prepare_folder(cfg: Settings, verb: str) -> None:
         raise Failure(f"cannot use {cfg.DIR} as the cloud's folder: {error.strerror}", "name another: nova.py VERB DIR") from None
     private_mounts(cfg)
     if verb in TAKE_DOWN:
-        private_libvirt()
+        private_libvirt(cfg)
 
 
 @contextlib.contextmanager
