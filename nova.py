@@ -1163,7 +1163,7 @@ def install_plugin(site: Path) -> None:
 def make_databases(cfg: Settings) -> None:
     """Filled databases, made once and copied by every run: their content depends on what `key` is made of alone."""
     versions = [digest(path) for path in sorted((HOME / "nova/db").rglob("*.py"))]
-    chosen = [values(cfg)[name] for name in ("HOST_IP", "ADMIN_PASSWORD", "SERVICE_PASSWORD", "CELL")]
+    chosen = [values(cfg)[name] for name in ("HOST_IP", "ADMIN_PASSWORD", "SERVICE_PASSWORD", "CELL", "VOLUMES_SIZE")]
     tables = rows(cfg, DATABASES, ENDPOINTS)
     parts = (digest(HERE / "uv.lock"), versions, chosen, ask("mariadbd", "--version"), tables)
     key = hashlib.sha256(repr(parts).encode()).hexdigest()
@@ -1346,6 +1346,7 @@ def make_volumes(cfg: Settings) -> None:
     disk, share = STATE / "volumes/disk", STATE / "volumes/local:/share"
     with step("Make room for volumes"):
         share.mkdir(parents=True)
+        write_file(disk, "", 0o600)
         do("truncate", f"--size={int(cfg.VOLUMES_SIZE) * 1025 + 64}M", disk)  # and what a file system needs for itself
         if cfg.VOLUMES_LVM:
             device = ask("losetup", "--find")

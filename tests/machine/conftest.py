@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 NOVA_PY = Path(__file__).resolve().parents[2] / "nova.py"
-PORTS = {5000, 6080, 6083, 8774, 8775, 8778, 9292, 9696, 34369, 35672, 35673}
+PORTS = {5000, 6080, 6083, 8774, 8775, 8776, 8778, 9292, 9696, 34369, 35672, 35673}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -124,7 +124,14 @@ class Machine:
             "domains": sorted(p.name for p in (self.folder / "nova/state/libvirt/etc/qemu").glob("*.xml")),
             "guests": [line for line in self.processes() if "qemu-system" in line],
             "addresses": re.findall(r"inet6? (\S+)", ask("ip", "address")),
+            "loop devices": self.loop_devices(),
         }
+
+    def loop_devices(self) -> list[str]:
+        """The loop devices that are volumes' disk."""
+        disk = self.folder / "nova/state/volumes/disk"
+        inode = str(disk.stat().st_ino) if disk.exists() else ""
+        return [each for each in ask("losetup", "--list", "--noheadings", "--output", "BACK-INO").split() if each == inode]
 
 
 @pytest.fixture(scope="session")
@@ -142,7 +149,7 @@ def machine() -> Iterator[Machine]:
 
 # The clouds that the tests of variables share, one after the other; a test module says which: pytestmark = on("vlan").
 CLOUDS: dict[str, dict[str, str]] = {
-    "vlan": {"NET_MAN": "VlanManager", "CONSOLES": "1"},
+    "vlan": {"NET_MAN": "VlanManager", "CONSOLES": "1", "VOLUMES_SIZE": "10"},
     "sqlite": {"USE_MYSQL": "0"},
     "flat-dhcp": {"NET_MAN": "FlatDHCPManager"},
     "flat": {"NET_MAN": "FlatManager"},
