@@ -7,7 +7,7 @@ A real OpenStack Nova on this machine by one command, and back again: nova.sh, f
   install [DIR]          packages, OpenStack's environment, databases, the test image
   run [DIR]              a new cloud, every service in a window of one screen session; taken down when that ends
   run_detached [DIR]     the same in the background: the cloud stays up
-  terminate [DIR]        end every instance
+  terminate [DIR]        end every instance and every volume
   clean [DIR]            end the session and every process that it started
   scrub [DIR]            remove what a cloud left on the machine: bridges, rules, domains
   settings               every variable with its value and its meaning
@@ -223,12 +223,17 @@ class Settings:
     USE_OPENDJ: bool       = setting(False,        "1: users in OpenDJ")
     USE_IPV6: bool         = setting(False,        "1: IPv6 beside IPv4")
 
+    @property
+    def VOLUMES_LVM(self) -> bool:
+        """Not a setting: are volumes nova.sh's, LVM by iSCSI, or files, because this kernel cannot?"""
+        return self.VOLUMES_SIZE != "0" and has_iscsi()
+
 
 # What nova.sh had and nova.py does not have (yet): better refused than ignored.
 REFUSED: dict[tuple[str, object], str] = {
     ("LIBVIRT_TYPE", "uml"):     "libvirt (5.0) and nova (23.0) dropped user-mode Linux; use qemu",
     ("LIBVIRT_TYPE", "lxc"):     "containers are not ported yet; use qemu",
-    **{(name, ...): "not ported yet" for name in ("VOLUMES_SIZE", "IMAGE")},
+    ("IMAGE", ...):              "not ported yet",
     **{(name, True): "not ported yet" for name in ("USE_LDAP", "USE_OPENDJ")},
     ("INSTANCES_PATH", ...):     "not ported yet; instances are in DIR/instances",
     ("LOCK_PATH", ...):          "not ported yet; locks are in DIR/state/locks",
@@ -256,7 +261,7 @@ CONSOLE_PORTS = range(26000, 27000)  # the instances' VNC servers and serial por
 PATHS = dict(
     HOME=HOME, STATE=STATE, CONF=CONF, ENV=ENV, BIN=ENV / "bin", GUEST_USER=GUEST_USER,
     OVS=STATE / "ovs", OVSDB=f"unix:{STATE}/ovs/db.sock", MAC_PREFIX="fa:6e:70",
-    RABBIT_PORT=35672, RABBIT_DIST_PORT=35673, EPMD_PORT=34369,
+    RABBIT_PORT=35672, RABBIT_DIST_PORT=35673, EPMD_PORT=34369, TGT_PORT=33260,
     VNC_MIN=CONSOLE_PORTS[0], VNC_MAX=CONSOLE_PORTS[499], SERIAL_MIN=CONSOLE_PORTS[500], SERIAL_MAX=CONSOLE_PORTS[-1],
 )
 
@@ -279,21 +284,25 @@ FOLDERS = (
     ("state/databases",         USER),
     ("state/rabbit",            USER),
     ("state/ovs",               USER),
+    ("state/cinder",            USER),
+    ("state/volumes",           ROOT),
 )
 
 # What every run begins without.
 EMPTIED = (
     "state/mysql", "state/databases", "state/rabbit", "state/ovs", "state/nova", "state/glance/images", "state/neutron",
+    "state/cinder", "state/volumes",
     "state/libvirt/etc/qemu", "state/libvirt/lib", "state/libvirt/run", "instances",
 )
 
-# libvirt is the cloud's own: a folder of the machine, and the one under DIR that the cloud's processes see there.
+# libvirt and tgt are the cloud's own: a folder of the machine, and the one under DIR that the cloud's processes see there.
 PRIVATE_FOLDERS = (
     ("/etc/libvirt",       "state/libvirt/etc"),
     ("/run/libvirt",       "state/libvirt/run"),
     ("/var/lib/libvirt",   "state/libvirt/lib"),
     ("/var/cache/libvirt", "state/libvirt/cache"),
     ("/var/log/libvirt",   "state/libvirt/log"),
+    ("/etc/tgt",           "state/tgt"),
 )
 
 # template             written to                       mode   owner
@@ -304,6 +313,7 @@ CONFIG_FILES = (
     ("conf/glance-api.conf.tmpl",  CONF / "glance-api.conf",      0o600, USER),
     ("conf/placement.conf.tmpl",   CONF / "placement.conf",       0o600, USER),
     ("conf/neutron.conf.tmpl",     CONF / "neutron.conf",         0o600, USER),
+    ("conf/cinder.conf.tmpl",      CONF / "cinder.conf",          0o600, USER),
     ("conf/my.cnf.tmpl",           CONF / "my.cnf",               0o600, USER),
     ("conf/grants.sql.tmpl",       CONF / "grants.sql",           0o600, USER),
     ("conf/rabbitmq.conf.tmpl",    CONF / "rabbitmq.conf",        0o600, USER),
@@ -317,6 +327,7 @@ CONFIG_FILES = (
     ("conf/screenrc.tmpl",         CONF / "screenrc",             0o644, ROOT),
     ("conf/libvirtd.conf.tmpl",    Path("/etc/libvirt/libvirtd.conf"), 0o644, ROOT),
     ("conf/qemu.conf.tmpl",        Path("/etc/libvirt/qemu.conf"),     0o644, ROOT),
+    ("conf/targets.conf.tmpl",     Path("/etc/tgt/targets.conf"),      0o644, ROOT),
     ("novarc.tmpl",                HOME / "novarc",               0o600, "caller"),
     ("conf/clouds.yaml.tmpl",      HOME / "clouds.yaml",          0o600, "caller"),
 )
@@ -345,6 +356,8 @@ SERVERS = (
     Service("vswitchd",     ROOT, "ovs-vswitchd --unixctl=$OVS/vswitchd.ctl $OVSDB", "$OVS/vswitchd.ctl"),
     Service("northd",       USER, "ovn-northd --unixctl=$OVS/northd.ctl --ovnnb-db=$OVSDB --ovnsb-db=$OVSDB", "$OVS/northd.ctl"),
     Service("libvirt",      ROOT, "libvirtd", "/run/libvirt/libvirt-sock"),
+    Service("tgt",          ROOT, "tgtd --foreground --iscsi portal=127.0.0.1:$TGT_PORT", "127.0.0.1:$TGT_PORT"),
+    Service("iscsi",        ROOT, "sh -c '/usr/lib/open-iscsi/startup-checks.sh && exec iscsid --foreground'"),
 )
 # OpenStack's own. ovn-controller (23.03) crashes where the bridges are not there yet, so it is here; keystone comes
 # first of the others, because they all ask it who is asking.
@@ -358,6 +371,8 @@ CONTROL = (
     Service("glance",       USER, f"{API} $HOST_IP:9292 --module glance.wsgi.api:application", "http://$HOST_IP:9292/"),
     Service("network-ovn",  USER, "neutron-ovn-maintenance-worker --config-file $CONF/neutron.conf"),
     Service("metadata",     USER, f"{API} 127.0.0.1:8775 --module nova.wsgi.metadata:application", "http://127.0.0.1:8775/"),
+    Service("volume-api",   USER, f"{API} $HOST_IP:8776 --module cinder.wsgi.api:application"
+                                  " --pyargv '--config-file $CONF/cinder.conf'", "http://$HOST_IP:8776/"),
     Service("novnc",        USER, f"nova-novncproxy {NOVA_CONF} --web $STATE/novnc/usr/share/novnc", "$HOST_IP:6080"),
     Service("serial",       USER, f"nova-serialproxy {NOVA_CONF}", "$HOST_IP:6083"),
 )
@@ -367,6 +382,8 @@ WORKERS = (
     Service("scheduler",    USER, f"nova-scheduler {NOVA_CONF}"),
     Service("compute",      ROOT, "nova-compute --config-file $CONF/nova.conf"),
     Service("network-meta", ROOT, "neutron-ovn-metadata-agent --config-file $CONF/neutron.conf"),
+    Service("volume-scheduler", USER, "cinder-scheduler --config-file $CONF/cinder.conf"),
+    Service("volume",       ROOT, "cinder-volume --config-file $CONF/cinder.conf"),
 )
 SERVICES = {service.window: service for service in SERVERS + CONTROL + WORKERS}
 
@@ -394,6 +411,7 @@ DATABASES = (
     (("glance",),    ("glance-manage --config-file $CONF/glance-api.conf db_sync",)),
     (("placement",), ("placement-manage --config-file $CONF/placement.conf db sync",)),
     (("neutron",),   ("neutron-db-manage --config-file $CONF/neutron.conf upgrade heads",)),
+    (("cinder",),    ("cinder-manage --config-file $CONF/cinder.conf db sync",)),
 )
 
 # user,       type,         url
@@ -402,6 +420,7 @@ ENDPOINTS = (
     ("placement", "placement", "http://$HOST_IP:8778"),
     ("nova",      "compute",   "http://$HOST_IP:8774/v2.1"),
     ("neutron",   "network",   "http://$HOST_IP:9696"),
+    ("cinder",    "block-storage", "http://$HOST_IP:8776/v3"),
 )
 
 
@@ -440,6 +459,7 @@ IMAGE_PARTS: tuple[tuple[str, str, str, dict[str, str]], ...] = (
 
 # groups of pyproject.toml that are added to OpenStack's environment
 GROUPS = (
+    ("volumes",),
     ("unit-tests",),
 )
 
@@ -455,7 +475,9 @@ UNIT_TESTS = {
 
 # What only a setting asks for: first columns of rows above; packages: conf/packages.toml.
 ONLY_WITH: dict[str, set[object]] = {
-    "VOLUMES_SIZE": set(),
+    "VOLUMES_SIZE": {"state/cinder", "state/volumes", "conf/cinder.conf.tmpl", "volume-api", "volume-scheduler", "volume",
+                     ("cinder",), "cinder", "volumes"},
+    "VOLUMES_LVM":  {"/etc/tgt", "conf/targets.conf.tmpl", "tgt", "iscsi"},
     "CONSOLES":     {"novnc", "serial", "conf/consoles.nft.tmpl"},
     "TEST":         {"unit-tests"},
     "USE_IPV6":     {"conf/nat6.nft.tmpl"},
@@ -610,6 +632,7 @@ def values(cfg: Settings) -> dict[str, Any]:
     urls = {name: string.Template(url).safe_substitute(known) for name, url in DATABASE_URLS[cfg.USE_MYSQL].items()}
     machine = {"HOSTNAME": socket.gethostname(), "DATAPATH": "system" if has_kernel_datapath() else "netdev"}
     machine |= {"IPV6_PREFIX": IPV6["prefix"], "CONFIG_DRIVE": str(not MANAGERS[cfg.NET_MAN].dhcp)}
+    machine["VOLUMES_BACKEND"] = "lvm" if cfg.VOLUMES_LVM else "files"
     return {**chosen, **PATHS, **machine, **known, **urls}
 
 
@@ -677,9 +700,9 @@ def private_mounts(cfg: Settings) -> None:
     do("mount", "-t", "tmpfs", "tmpfs", "/run/netns")
 
 
-def private_libvirt() -> None:
+def private_libvirt(cfg: Settings) -> None:
     """The rest of private_mounts; not before packages are installed, whose files belong to the machine."""
-    for machine, own in PRIVATE_FOLDERS:
+    for machine, own in rows(cfg, PRIVATE_FOLDERS):
         Path(machine).mkdir(parents=True, exist_ok=True)
         (HOME / own).mkdir(parents=True, exist_ok=True)
         do("mount", "--bind", HOME / own, machine)
@@ -827,6 +850,7 @@ WORDS = (
     ("DIR",            r"/[\w./-]*",                  "letters, digits, . _ - and / only; services would trip over others"),
     *((secret,         r"([A-Za-z0-9_.~-]{8,72})?",   "8 to 72 of A-Z a-z 0-9 _ . ~ -, since it stands in URLs and files")
       for secret in SECRETS),
+    ("VOLUMES_SIZE",   r"0|[1-9][0-9]{0,3}",          "how many GiB, 9999 at most, or 0"),
 )  # fmt: skip
 
 
@@ -943,6 +967,10 @@ def check_machine(cfg: Settings) -> None:
     place = next(folder for folder in (cfg.DIR, *cfg.DIR.parents) if folder.exists())
     if (free := shutil.disk_usage(place).free) < needed << 30:
         raise Failure(f"{free / 2**30:.1f} GiB of disk free at {place}, and a cloud needs {needed}", "make room first")
+    if (wanted := int(cfg.VOLUMES_SIZE)) > (free >> 30) - needed:
+        raise Failure(f"VOLUMES_SIZE={wanted}: {free / 2**30:.1f} GiB of disk free at {place}; the rest needs {needed}", code=2)
+    if wanted and not Path("/dev/loop-control").exists():
+        raise Failure(f"VOLUMES_SIZE={wanted}: no /dev/loop-control, and a file as a disk is what bounds volumes", code=2)
     check_ports(cfg)
     if taken := {*BRIDGES, "ovs-system"} & set(netifaces.interfaces()):
         raise Failure(f"this machine has an interface {taken.pop()}, and a cloud makes its own", "remove it first")
@@ -1159,7 +1187,7 @@ def install(cfg: Settings) -> None:
     if not tree()["whole"]:
         branch(cfg)
     in_parallel(lambda: install_packages(packages(cfg)), lambda: install_openstack(cfg))
-    private_libvirt()
+    private_libvirt(cfg)
     make_users()
     make_folders(cfg)
     write_config(cfg)
@@ -1310,7 +1338,7 @@ def make_users() -> None:
 
 def make_folders(cfg: Settings) -> None:
     """Folders, the settings for later, and passwords: what is there stays as it is."""
-    for name, owner in FOLDERS:
+    for name, owner in rows(cfg, FOLDERS):
         (HOME / name).mkdir(parents=True, exist_ok=True)
         give(HOME / name, owner)
         (HOME / name).chmod(0o700 if owner == USER else 0o711)
@@ -1345,7 +1373,7 @@ def install_plugin(site: Path) -> None:
 def make_databases(cfg: Settings) -> None:
     """Filled databases, made once and copied by every run: their content depends on what `key` is made of alone."""
     versions = [digest(path) for path in sorted((HOME / "nova/db").rglob("*.py"))]
-    chosen = [values(cfg)[name] for name in ("HOST_IP", "ADMIN_PASSWORD", "SERVICE_PASSWORD", "CELL")]
+    chosen = [values(cfg)[name] for name in ("HOST_IP", "ADMIN_PASSWORD", "SERVICE_PASSWORD", "CELL", "VOLUMES_SIZE")]
     tables = rows(cfg, DATABASES, ENDPOINTS)
     parts = (digest(HERE / "uv.lock"), versions, chosen, ask("mariadbd", "--version"), tables)
     key = hashlib.sha256(repr(parts).encode()).hexdigest()
@@ -1471,6 +1499,7 @@ def run_detached(cfg: Settings) -> None:
     install(cfg)
     run_unit_tests(cfg)
     empty_databases(cfg)
+    make_volumes(cfg)
     start_session(cfg)
     create_bridges(cfg)
     start_control(cfg)
@@ -1527,6 +1556,35 @@ def empty_databases(cfg: Settings) -> None:
         do(*copy, kept_databases(cfg), STATE / "databases")
         for schema, name in (("openvswitch/vswitch", "conf"), ("ovn/ovn-nb", "ovnnb"), ("ovn/ovn-sb", "ovnsb")):
             do("ovsdb-tool", "create", STATE / f"ovs/{name}.db", f"/usr/share/{schema}.ovsschema", user=USER)
+
+
+def make_volumes(cfg: Settings) -> None:
+    """A disk of VOLUMES_SIZE GiB for cinder, which bounds them: a file, and on it a volume group or a file system.
+
+    Such a mount, as every other of ours, ends with the cloud's last process, and its loop device with it.
+    """
+    if cfg.VOLUMES_SIZE == "0":
+        return
+    disk, share = STATE / "volumes/disk", STATE / "volumes/local:/share"
+    with step("Make room for volumes"):
+        share.mkdir(parents=True)
+        write_file(disk, "", 0o600)
+        do("truncate", f"--size={int(cfg.VOLUMES_SIZE) * 1025 + 64}M", disk)  # and what a file system needs for itself
+        if cfg.VOLUMES_LVM:
+            device = ask("losetup", "--find")
+            record("losetup", "--detach", device)
+            do("losetup", device, disk)
+            record("vgremove", "--force", "nova-volumes")
+            do("vgcreate", "nova-volumes", device)
+        else:
+            do("mkfs.ext4", "-q", "-m", 0, "-O", "^has_journal,^resize_inode", "-T", "largefile4", disk)
+            do("mount", "-o", "loop,discard,nosuid,nodev", disk, share)
+
+
+def has_iscsi() -> bool:
+    """Has this kernel device-mapper and an iSCSI initiator? Containers' and micro-VMs' have not, as a rule."""
+    loaded = Path("/sys/module/iscsi_tcp").exists() or ask("modprobe", "--show-depends", "iscsi_tcp", default="")
+    return Path("/dev/mapper/control").exists() and bool(loaded)
 
 
 def start_session(cfg: Settings) -> None:
@@ -1698,6 +1756,11 @@ def wait_for_hosts(cfg: Settings) -> None:
     with step("Wait for the compute host"):
         wait_for("the compute host in a cell", lambda: list(admin.compute.hypervisors()), 90)
         wait_for("the compute host in placement", placed, 60)
+    if cfg.VOLUMES_SIZE != "0":
+        with step("Wait for the volume host"):
+            wait_for(
+                "the volume host in the scheduler", lambda: list(admin.block_storage.backend_pools()), 90, SERVICES["volume"]
+            )
 
 
 def smoke_test(cfg: Settings) -> None:
@@ -1748,11 +1811,16 @@ def say_how_to_use(cfg: Settings) -> None:
 
 
 def terminate(cfg: Settings) -> None:
-    """End every instance through the API; where that does not answer, through libvirt."""
+    """End every instance and every volume through the API; where that does not answer, the instances through libvirt.
+
+    Volumes are then deleted by the next run, with everything else: see EMPTIED.
+    """
     try:
         with step("End the instances"):
             if processes() and answers(f"http://{cfg.HOST_IP}:8774/"):
                 delete_everything(cloud(cfg))
+                if cfg.VOLUMES_SIZE != "0":
+                    delete_volumes(cloud(cfg))
     except Failure as failure:
         say(f"The APIs did not end them ({failure}); so libvirt does.")
     destroy_domains()
@@ -1765,6 +1833,16 @@ def delete_everything(admin: Any) -> None:
     wait_for(f"the end of {len(servers)} instances", lambda: not list(admin.compute.servers(all_projects=True)), 60)
     for address in admin.network.ips():
         admin.network.delete_ip(address)
+
+
+def delete_volumes(admin: Any) -> None:
+    """Every project's volumes with their snapshots, whatever state they are in."""
+    storage = admin.block_storage
+    for attachment in storage.attachments(all_projects=True):  # of instances that are no more
+        storage.delete(f"/attachments/{attachment.id}", microversion="3.27")
+    for volume in (volumes := list(storage.volumes(all_projects=True))):
+        storage.delete(f"/volumes/{volume.id}?cascade=true&force=true", microversion="3.23")
+    wait_for(f"the end of {len(volumes)} volumes", lambda: not list(storage.volumes(all_projects=True)), 60)
 
 
 def destroy_domains() -> None:
@@ -1890,7 +1968,7 @@ def prepare_folder(cfg: Settings, verb: str) -> None:
         raise Failure(f"cannot use {cfg.DIR} as the cloud's folder: {error.strerror}", "name another: nova.py VERB DIR") from None
     private_mounts(cfg)
     if verb in TAKE_DOWN:
-        private_libvirt()
+        private_libvirt(cfg)
 
 
 @contextlib.contextmanager

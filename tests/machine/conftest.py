@@ -20,7 +20,7 @@ import pytest
 
 NOVA_PY = Path(__file__).resolve().parents[2] / "nova.py"
 IPV6_SWITCHES = ("forwarding", "accept_ra", "disable_ipv6")
-PORTS = {5000, 6080, 6083, 8774, 8775, 8778, 9292, 9696, 34369, 35672, 35673}
+PORTS = {5000, 6080, 6083, 8774, 8775, 8776, 8778, 9292, 9696, 34369, 35672, 35673}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -151,7 +151,14 @@ class Machine:
             "up and promiscuous": {n: read(f"/sys/class/net/{n}/flags") for n in names},
             "routes": sorted([*ask("ip", "route").splitlines(), *ask("ip", "-6", "route").splitlines()]),
             "IPv6": {str(p): read(p) for name in IPV6_SWITCHES for p in Path("/proc/sys/net/ipv6/conf").glob(f"*/{name}")},
+            "loop devices": self.loop_devices(),
         }
+
+    def loop_devices(self) -> list[str]:
+        """The loop devices that are volumes' disk."""
+        disk = self.folder / "nova/state/volumes/disk"
+        inode = str(disk.stat().st_ino) if disk.exists() else ""
+        return [each for each in ask("losetup", "--list", "--noheadings", "--output", "BACK-INO").split() if each == inode]
 
 
 @pytest.fixture(scope="session")
@@ -202,7 +209,8 @@ def far(*command: str) -> str:
 
 # The clouds that the tests of variables share, one after the other; a test module says which: pytestmark = on("vlan").
 CLOUDS: dict[str, dict[str, str]] = {
-    "vlan": {"NET_MAN": "VlanManager", "FLAT_INTERFACE": "nova-spare", "FIXED_RANGE": "10.11.0.0/24", "CONSOLES": "1"},
+    "vlan": {"NET_MAN": "VlanManager", "FLAT_INTERFACE": "nova-spare", "FIXED_RANGE": "10.11.0.0/24", "CONSOLES": "1"}
+    | {"VOLUMES_SIZE": "10"},
     "sqlite": {"USE_MYSQL": "0"},
     "flat-dhcp": {"NET_MAN": "FlatDHCPManager", "FLAT_INTERFACE": "nova-spare", "USE_IPV6": "1", "HOST_IP": "198.51.100.10"},
     "flat": {"NET_MAN": "FlatManager", "INTERFACE": "nova-host", "FLOATING_RANGE": "10.66.0.0/28"},

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The life of volumes: made, attached, written and read, detached, snapshotted, restored, extended, booted from, deleted."""
+
+import re
+from pathlib import Path
+
+import psutil
+import pytest
+
+from .conftest import CLOUDS, Machine, eventually, on
+
+pytestmark = on("vlan")
+
+SIZE = int(CLOUDS["vlan"]["VOLUMES_SIZE"])
+MIB = 1 << 20
+
+
+def becomes(cloud: Machine, kind: str, name: str, wanted: str) -> None:
+    """Until a volume or a snapshot has this status; one that went wrong has not, and its window's log says why."""
+
+    def seen() -> bool:
+        status = cloud.openstack(f"{kind} show {name}")["status"]
+        assert not status.startswith("error") or status == wanted, log(cloud)
+        return bool(status == wanted)
+
+    eventually(f"{kind} {name} is {wanted}", seen, 120)
+
+
+def log(cloud: Machine) -> str:
+    """What went wrong in the window volume."""
+    lines = (cloud.folder / "nova/state/log/volume.log").read_text().splitlines()
+    return "\n".join(line for line in lines if " ERROR " in line)[-4000:]
+
+
+def attach(cloud: Machine, name: str, size: int) -> None:
+    """The volume is the instance's second disk, and as large as it should be."""
+    cloud.shell(f"openstack server add volume holder {name}")
+    becomes(cloud, "volume", name, "in-use")
+    eventually("the disk in the instance", lambda: sectors(cloud) == size * 1024 * 2048)
+
+
+def detach(cloud: Machine, name: str) -> None:
+    """The volume is free again, and the disk has left the instance."""
+    cloud.shell(f"openstack server remove volume holder {name}")
+    becomes(cloud, "volume", name, "available")
+    eventually("the end of the disk in the instance", lambda: sectors(cloud) == 0)
+
+
+def sectors(cloud: Machine) -> int:
+    """How large the second disk is, as the guest's kernel sees it; 0 where there is none."""
+    return int(inside(cloud, "cat /sys/block/vdb/size 2>/dev/null || echo 0"))
+
+
+def inside(cloud: Machine, line: str) -> str:
+    """A line in the instance that volumes are attached to."""
+    return cloud.ssh((cloud.folder / "holder").read_text(), line)
+
+
+def data(cloud: Machine) -> str:
+    """The SHA-256 of the file on the second disk, read from the disk."""
+    inside(cloud, "mount -t ext4 /dev/vdb /mnt")
+    said = inside(cloud, "sha256sum /mnt/data; umount /mnt")
+    return re.findall(r"^[0-9a-f]{64}", said)[0]
+
+
+def files(cloud: Machine) -> dict[str, int]:
+    """The volumes' files and the bytes that each of them may grow to, as the process that keeps them sees them."""
+    keeper = next(p.pid for p in psutil.process_iter() if "bin/cinder-volume" in " ".join(p.cmdline()) and ours(cloud, p.pid))
+    share = Path(f"/proc/{keeper}/root/run/nova.py/state/volumes/local:/share")
+    return {path.name: path.stat().st_size for path in share.iterdir() if path.name.startswith("volume-")}
+
+
+def ours(cloud: Machine, pid: int) -> bool:
+    """Is this a process of our cloud?"""
+    return f"{cloud.folder}/nova /run/nova.py " in Path(f"/proc/{pid}/mountinfo").read_text()
+
+
+def boot(cloud: Machine, words: str, name: str) -> str:
+    """A new instance with our key; its floating address, once ssh answers."""
+    cloud.shell(f"openstack server create {words} --flavor m1.tiny --network private --key-name mine --wait {name}")
+    address = cloud.floating(name)
+    eventually(f"ssh to {name}", lambda: cloud.ssh(address, "hostname") == name, 120)
+    return address
+
+
+def delete_server(cloud: Machine, name: str) -> None:
+    cloud.shell(f"openstack server delete --wait {name}")
+
+
+@pytest.fixture(scope="module")
+def holder(cloud: Machine) -> str:
+    """An instance to attach volumes to."""
+    address = boot(cloud, "--image ami-tty", "holder")
+    (cloud.folder / "holder").write_text(address)
+    return address
+
+
+@pytest.fixture(scope="module")
+def written(cloud: Machine, holder: str) -> str:
+    """A volume of 1 GiB, `first`, with a file system and a file on it; the SHA-256 of that file."""
+    cloud.shell("openstack volume create --size 1 first")
+    becomes(cloud, "volume", "first", "available")
+    attach(cloud, "first", 1)
+    inside(cloud, "mke2fs /dev/vdb && mount -t ext4 /dev/vdb /mnt && dd if=/dev/urandom of=/mnt/data bs=1M count=8")
+    inside(cloud, "umount /mnt")
+    digest = data(cloud)
+    detach(cloud, "first")
+    return digest
+
+
+@pytest.fixture(scope="module")
+def restored(cloud: Machine, written: str) -> str:
+    """A snapshot of `first`, which then changes, and is restored into `second`; the SHA-256 of what `first` has now."""
+    cloud.shell("openstack volume snapshot create --volume first then")
+    becomes(cloud, "volume snapshot", "then", "available")
+    attach(cloud, "first", 1)
+    assert data(cloud) == written
+    inside(cloud, "mount -t ext4 /dev/vdb /mnt && dd if=/dev/urandom of=/mnt/data bs=1M count=4 && umount /mnt")
+    changed = data(cloud)
+    detach(cloud, "first")
+    cloud.shell("openstack volume create --snapshot then second")
+    becomes(cloud, "volume", "second", "available")
+    return changed
+
+
+def test_a_volume_keeps_what_an_instance_wrote(cloud: Machine, written: str) -> None:
+    attach(cloud, "first", 1)
+    assert data(cloud) == written
+    detach(cloud, "first")
+
+
+def test_a_snapshot_is_restored_into_a_second_volume(cloud: Machine, written: str, restored: str) -> None:
+    attach(cloud, "second", 1)
+    assert data(cloud) == written != restored
+    detach(cloud, "second")
+
+
+def test_an_extended_volume_is_larger_and_keeps_its_data(cloud: Machine, written: str, restored: str) -> None:
+    cloud.shell("openstack volume set --size 2 second")
+    eventually("the larger volume", lambda: cloud.openstack("volume show second")["size"] == 2)
+    becomes(cloud, "volume", "second", "available")
+    attach(cloud, "second", 2)
+    assert data(cloud) == written
+    detach(cloud, "second")
+
+
+def test_only_root_reads_what_is_on_volumes(cloud: Machine, restored: str) -> None:
+    disk = cloud.folder / "nova/state/volumes/disk"
+    assert (disk.stat().st_uid, disk.stat().st_mode & 0o777) == (0, 0o600)
+    assert 8 * MIB < disk.stat().st_blocks * 512 < disk.stat().st_size
+
+
+def test_a_deleted_volume_and_its_files_are_gone(cloud: Machine, restored: str) -> None:
+    assert len(files(cloud)) >= 3  # first, what was written to it since the snapshot, second
+    cloud.shell("openstack volume snapshot delete then")
+    eventually("the snapshot's end", lambda: cloud.openstack("volume snapshot list") == [])
+    cloud.shell("openstack volume delete first second")
+    eventually("the volumes' end", lambda: cloud.openstack("volume list") == [])
+    assert files(cloud) == {}
+
+
+def test_an_instance_boots_from_a_volume_which_outlives_it(cloud: Machine) -> None:
+    cloud.shell("openstack volume create --size 1 --image ami-tty --bootable root")
+    becomes(cloud, "volume", "root", "available")
+    address = boot(cloud, "--volume root", "booted")
+    assert cloud.openstack("server show booted")["image"] in ("", None, "N/A (booted from volume)")
+    cloud.ssh(address, "echo here I was >/root/note; sync")
+    delete_server(cloud, "booted")
+    becomes(cloud, "volume", "root", "available")
+    address = boot(cloud, "--volume root", "again")
+    assert cloud.ssh(address, "cat /root/note") == "here I was"
+    delete_server(cloud, "again")
+
+
+def test_volumes_size_bounds_a_project(cloud: Machine) -> None:
+    with pytest.raises(AssertionError, match=f"exceeds allowed gigabytes quota. Requested {SIZE + 1}G"):
+        cloud.shell(f"openstack volume create --size {SIZE + 1} large")
+    assert [row for row in cloud.openstack("volume list") if row["Name"] == "large"] == []
+
+
+def test_volumes_size_bounds_all_projects(cloud: Machine) -> None:
+    cloud.shell(f"openstack quota set --gigabytes {SIZE * 5} admin")
+    for name, size in (("large", SIZE + 1), ("half", SIZE // 2), ("too", SIZE // 2 + 1)):
+        cloud.shell(f"openstack volume create --size {size} {name}")
+        becomes(cloud, "volume", name, "available" if name == "half" else "error")
+    assert sum(files(cloud).values()) <= SIZE * 1024 * MIB
+
+
+def test_terminate_deletes_volumes_whatever_state_they_are_in(cloud: Machine, holder: str) -> None:
+    cloud.shell("openstack volume snapshot create --volume root of-it")
+    becomes(cloud, "volume snapshot", "of-it", "available")
+    cloud.shell("openstack volume create --size 1 used")
+    becomes(cloud, "volume", "used", "available")
+    attach(cloud, "used", 1)
+    cloud.shell("openstack volume set --state error root")
+    cloud.nova("terminate")
+    assert cloud.openstack("volume list --all-projects") == []
+    assert cloud.openstack("volume snapshot list --all-projects") == []
+    assert cloud.openstack("server list --all-projects") == []
+    assert files(cloud) == {}
+    disk = cloud.folder / "nova/state/volumes/disk"
+    eventually("the disk's room", lambda: disk.stat().st_blocks * 512 < 8 * MIB)
+
+
+def test_more_than_the_machine_has_is_refused(cloud: Machine) -> None:
+    said = cloud.nova("install", "other", ok=2, env={"VOLUMES_SIZE": "9999"})
+    assert re.search(r"VOLUMES_SIZE=9999: [\d.]+ GiB of disk free", said)
+    assert not (cloud.folder / "other").exists()
