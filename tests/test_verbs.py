@@ -314,6 +314,7 @@ def test_databases_of_mariadb_and_of_sqlite_are_both_kept(filled: nova.Settings,
     assert len(cells) == 2
     assert [line for line in cells if "sqlite:////run/nova.py/state/databases/sqlite/nova_cell" not in line] == []
     machine.calls.unlink()
+    machine.fake("cp")
     for cfg in (filled, chosen):
         nova.make_databases(cfg)
         nova.empty_databases(cfg)
