@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""usage: sudo python3 nova.py [-v] VERB [ARGUMENT...]
+"""usage: sudo python3 nova.py [-v] [-p] VERB [ARGUMENT...]
 
 A real OpenStack Nova on this machine by one command, and back again: nova.sh, for today's OpenStack.
 
@@ -13,7 +13,8 @@ A real OpenStack Nova on this machine by one command, and back again: nova.sh, f
   settings               every variable with its value and its meaning
 
 run does what is missing first, so one command is enough:  sudo python3 nova.py run
--v shows every command; all of it is in DIR/state/log/nova.log.  Settings are environment variables: README.md
+-v shows every command; all of it is in DIR/state/log/nova.log.  -p asks for the passwords that are not there yet;
+without it they are generated.  Settings are environment variables: README.md
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import concurrent.futures
 import contextlib
 import fcntl
 import functools
+import getpass
 import hashlib
 import io
 import ipaddress
@@ -167,7 +169,7 @@ LOG_FILE: list[Path] = []  # one, once there is a folder
 VERB_WORDS = re.findall(r"^  (\w+) ", __doc__, re.MULTILINE)
 
 if __name__ == "__main__":
-    words = [w for w in sys.argv[1:] if w != "-v"]
+    words = [w for w in sys.argv[1:] if w not in ("-v", "-p")]
     if {"-h", "--help", "help"} & set(words):
         print(__doc__.rstrip())
         sys.exit(0)
@@ -862,6 +864,23 @@ def check_words(cfg: Settings) -> None:
             raise Failure(f"{shown}: {words}", code=2)
     if cfg.INTERFACE and cfg.INTERFACE not in netifaces.interfaces():
         raise Failure(f"INTERFACE={cfg.INTERFACE}: this machine has {', '.join(netifaces.interfaces())}", code=2)
+
+
+def prompted(cfg: Settings, verb: str) -> Settings:
+    """The same settings with what the user types (-p) for each secret that is neither in the environment nor known yet."""
+    if verb not in ("install", "run", "run_detached"):
+        raise Failure(f"{verb} makes no passwords: it does not take -p", code=2)
+    known, typed = passwords(cfg.DIR / "state"), dict[str, Any]()
+    try:
+        open("/dev/tty").close()
+        for name in (name for name in SECRETS if not getattr(cfg, name) and name not in known):
+            typed[name] = getpass.getpass(f"{name} (nothing: generated): ")
+            check_words(replace(cfg, **typed))
+            if typed[name] and getpass.getpass(f"{name} once more: ") != typed[name]:
+                raise Failure(f"{name}: that was not the same twice", code=2)
+    except (OSError, EOFError):
+        raise Failure("-p asks at a terminal, and there is none", "set the variables instead: README.md", code=2) from None
+    return replace(cfg, **typed)
 
 
 SPECIAL = ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3")  # this net, loopback, link-local, multicast and above
@@ -1923,13 +1942,14 @@ def main(arguments: list[str]) -> int:
     os.umask(0o022)
     log.setLevel(logging.DEBUG)
     log.addHandler(logging.StreamHandler() if "-v" in arguments else logging.NullHandler())
-    verb, *rest = [a for a in arguments if a != "-v"]
+    verb, *rest = [a for a in arguments if a not in ("-v", "-p")]
     most = {"branch": 2, "settings": 0}.get(verb, 1)
     try:
         if len(rest) > most or any(r.startswith("-") for r in rest):
             raise Failure(f"{verb} does not take {' '.join(rest)}; see: python3 nova.py --help", code=2)
         folder = rest[most - 1] if len(rest) == most and most else "nova"
         cfg = settings_of_run(folder) if verb in TAKE_DOWN else settings_from(dict(os.environ), folder)
+        cfg = prompted(cfg, verb) if "-p" in arguments else cfg
         if verb == "settings":
             settings(cfg)
             return 0

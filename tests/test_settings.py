@@ -2,6 +2,8 @@
 """Settings: what is the default, what is found out, what is refused and with which words."""
 
 import dataclasses
+import getpass
+import json
 from pathlib import Path
 
 import pytest
@@ -143,9 +145,72 @@ def test_a_newline_after_a_password_is_refused() -> None:
     assert refused({"MYSQL_PASS": "trailing-newline\n"}) == f"MYSQL_PASS: {SHORT}"
 
 
-@pytest.mark.parametrize("name", ["MYSQL_PASS", "ADMIN_PASSWORD"])
+@pytest.mark.parametrize("name", nova.SECRETS)
 def test_a_refused_password_is_not_shown(name: str) -> None:
     assert "sec ret" not in refused({name: "sec ret"})
+
+
+# ---- -p ----
+
+
+@pytest.fixture
+def typed(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What a user at a terminal is going to type, line by line; empty lines after that."""
+    machine.put("/dev/tty")
+    lines: list[str] = []
+    monkeypatch.setattr(getpass, "getpass", lambda prompt: lines.pop(0) if lines else "")
+    return lines
+
+
+def test_a_typed_password_is_taken_when_it_is_the_same_twice(typed: list[str]) -> None:
+    typed += ["mysql-typed", "mysql-typed", "", "service-typed", "service-typed"]
+    cfg = nova.prompted(nova.settings_from({}), "run")
+    assert [getattr(cfg, name) for name in nova.SECRETS] == ["mysql-typed", "", "service-typed", "", ""]
+
+
+def test_what_is_in_the_environment_or_known_is_not_asked_for(typed: list[str], machine: Machine) -> None:
+    cfg = nova.settings_from({"ADMIN_PASSWORD": "from-the-environment"}, str(machine.path("/home/me/nova")))
+    machine.put("/home/me/nova/state/passwords.json", json.dumps(dict.fromkeys(nova.SECRETS[2:], "known-from-before")))
+    typed += ["mysql-typed", "mysql-typed", "never-asked"]
+    assert nova.prompted(cfg, "install") == nova.replace(cfg, MYSQL_PASS="mysql-typed")  # noqa: S106
+    assert typed == ["never-asked"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["typed-well", "typed-badly"], "MYSQL_PASS: that was not the same twice"),
+        (["short"], f"MYSQL_PASS: {SHORT}"),
+        (["", "with@host/x"], f"ADMIN_PASSWORD: {SHORT}"),
+    ],
+)
+def test_what_is_typed_wrongly_is_refused_and_not_shown(typed: list[str], lines: list[str], message: str) -> None:
+    typed += lines
+    with pytest.raises(nova.Failure) as caught:
+        nova.prompted(nova.settings_from({}), "run_detached")
+    assert (str(caught.value), caught.value.code) == (message, 2)
+
+
+def test_without_a_terminal_nobody_is_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert nova.main(["-p", "run"]) == 2
+    assert capsys.readouterr().err.startswith("nova.py: -p asks at a terminal, and there is none\n")
+
+
+def closed(prompt: str) -> str:
+    """What getpass does at the end of its input."""
+    raise EOFError
+
+
+def test_a_terminal_that_is_closed_is_none(typed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(getpass, "getpass", closed)
+    with pytest.raises(nova.Failure, match="there is none"):
+        nova.prompted(nova.settings_from({}), "run")
+
+
+@pytest.mark.parametrize("verb", ["branch", "terminate", "clean", "scrub", "settings"])
+def test_a_verb_that_makes_no_passwords_does_not_ask(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert nova.main(["-p", verb]) == 2
+    assert capsys.readouterr().err == f"nova.py: {verb} makes no passwords: it does not take -p\n"
 
 
 # ---- What the machine says ----

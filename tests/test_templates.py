@@ -3,6 +3,7 @@
 
 import configparser
 import dataclasses
+import importlib.metadata
 import json
 import re
 import subprocess
@@ -68,7 +69,7 @@ def test_a_file_has_its_mode_and_its_owner(
 
 def test_secrets_are_only_in_files_that_nobody_else_reads(made: nova.Settings) -> None:
     secrets = json.loads((nova.STATE / "passwords.json").read_text())
-    assert set(secrets) == {"MYSQL_PASS", "ADMIN_PASSWORD", "RABBIT_PASS", "SERVICE_PASSWORD", "METADATA_SECRET"}
+    assert set(secrets) == set(nova.SECRETS)
     files = [p for p in nova.HOME.resolve().rglob("*") if p.is_file()]
     tell = {p for p in files if any(s in p.read_text(errors="replace") for s in secrets.values())}
     assert len(tell) > 8
@@ -116,6 +117,41 @@ def test_a_service_logs_in_as_its_user_of_the_catalog(template: str, made: nova.
 def test_nova_compute_cannot_reach_the_database(made: nova.Settings) -> None:
     assert "database" not in parsed("nova.conf.tmpl")
     assert "mysql" not in rendered("nova.conf.tmpl").read_text()
+
+
+DATABASES = [
+    ("conf/keystone.conf.tmpl", "database", "keystone"),
+    ("conf/glance-api.conf.tmpl", "database", "glance"),
+    ("conf/placement.conf.tmpl", "placement_database", "placement"),
+    ("conf/nova-db.conf.tmpl", "database", "nova_cell1"),
+    ("conf/nova-db.conf.tmpl", "api_database", "nova_api"),
+]
+
+
+@pytest.mark.parametrize(("template", "section", "name"), DATABASES)
+def test_a_database_is_in_mariadb_or_in_a_file(template: str, section: str, name: str, made: nova.Settings) -> None:
+    url = f"mysql+pymysql://nova:the-mysql-pass@localhost/{name}?unix_socket={nova.STATE}/mysql/sock"
+    assert parsed(template)[section]["connection"] == url
+    text = nova.render((nova.HERE / template).read_text(), nova.replace(made, USE_MYSQL=False))
+    assert f"connection = sqlite:///{nova.STATE}/databases/sqlite/{name}?plugin=immediate&timeout=60\n" in text
+    assert "the-mysql-pass" not in text
+
+
+def test_neutron_is_always_in_mariadb(made: nova.Settings) -> None:
+    text = nova.render((nova.HERE / "conf/neutron.conf.tmpl").read_text(), nova.replace(made, USE_MYSQL=False))
+    assert f"connection = mysql+pymysql://nova:the-mysql-pass@localhost/neutron?unix_socket={nova.STATE}/mysql/sock" in text
+
+
+def test_sqlites_plugin_is_a_package_of_the_environment_when_it_is_asked_for(made: nova.Settings) -> None:
+    site = nova.ENV / "lib/python3.11/site-packages"
+    site.mkdir(parents=True)
+    nova.write_config(made)
+    assert list(site.iterdir()) == []
+    nova.write_config(nova.replace(made, USE_MYSQL=False))
+    (found,) = importlib.metadata.distributions(path=[str(site)])
+    (plugin,) = found.entry_points
+    assert (plugin.group, plugin.name, plugin.attr) == ("sqlalchemy.plugins", "immediate", "Immediate")
+    assert f"class {plugin.attr}(" in (site / f"{plugin.module}.py").read_text()
 
 
 def test_nova_conf_has_the_settings(made: nova.Settings) -> None:

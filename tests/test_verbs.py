@@ -6,6 +6,7 @@ What speaks with OpenStack's APIs is left to tests/machine.
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ import pytest
 
 import nova
 
-from .conftest import Machine
+from .conftest import EXPECTED, Machine
 
 Fake = Callable[..., None]
 Expect = Callable[[str], None]
@@ -309,6 +310,8 @@ def filled(cfg: nova.Settings, installable: Machine, in_order: None) -> nova.Set
         ({"FIXED_RANGE": "10.9.0.0/24"}, False),
         ({"HOST_IP": "127.0.0.1"}, True),
         ({"ADMIN_PASSWORD": "another-one"}, True),
+        ({"SERVICE_PASSWORD": "another-one"}, True),
+        ({"USE_MYSQL": False}, True),
     ],
 )
 def test_databases_are_made_again_when_what_is_in_them_changed(
@@ -318,6 +321,32 @@ def test_databases_are_made_again_when_what_is_in_them_changed(
     nova.make_folders(changed)
     nova.make_databases(changed)
     assert ("mariadb-install-db" in machine.transcript()) == again
+
+
+def test_databases_of_mariadb_and_of_sqlite_are_both_kept(filled: nova.Settings, machine: Machine) -> None:
+    chosen = nova.replace(filled, USE_MYSQL=False)
+    nova.make_databases(chosen)
+    created = [line for line in machine.called() if line.startswith("mariadb ")]
+    assert [line.partition("<<< ")[2] for line in created] == ["'CREATE DATABASE neutron;'"]
+    cells = [line for line in machine.called() if "--database_connection" in line]
+    assert len(cells) == 2
+    assert [line for line in cells if "sqlite:////run/nova.py/state/databases/sqlite/nova_cell" not in line] == []
+    machine.calls.unlink()
+    machine.fake("cp")
+    for cfg in (filled, chosen):
+        nova.make_databases(cfg)
+        nova.empty_databases(cfg)
+    assert "mariadb-install-db" not in machine.transcript()
+    copied = [shlex.split(line)[-2:] for line in machine.called() if line.startswith("cp ")]
+    assert copied == [[f"/run/nova.py/state/cache/{kept}", "/run/nova.py/state/databases"] for kept in ("mysql", "sqlite")]
+
+
+def test_no_secret_is_in_a_command_line() -> None:
+    """In a transcript a secret is $NAME: after the command's words (its input) or before them (its environment) only."""
+    lines = [line for path in EXPECTED.glob("*.txt") for line in path.read_text().splitlines()]
+    words = [re.sub(r"^(\w+=('[^']*'|\S*) )*", "", line).partition(" <<< ")[0] for line in lines]
+    assert any("$ADMIN_PASSWORD" in line for line in lines)
+    assert [line for line in words if any(f"${name}" in line for name in nova.SECRETS)] == []
 
 
 def test_databases_are_made_again_when_a_migration_changed(filled: nova.Settings, machine: Machine) -> None:
@@ -444,7 +473,7 @@ def test_every_run_begins_empty(cfg: nova.Settings, fake: Fake, machine: Machine
         machine.put(nova.HOME / name / "file.log")
         machine.put(nova.HOME / name / "nova.log")
     (nova.HOME / "instances/link").symlink_to(nova.HOME / "images")
-    nova.empty_databases()
+    nova.empty_databases(cfg)
     here = nova.HOME.resolve()
     left = {str(p.relative_to(here)) for p in here.rglob("*") if p.is_file()}
     kept = {f"{name}/{file}" for name in ("images", "state/cache/mysql", "state/log") for file in ("folder/file", "nova.log")}

@@ -4,10 +4,14 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import os
+import pty
 import re
+import sqlite3
 import stat
+import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +21,7 @@ import openstack
 import psutil
 import pytest
 
-from .conftest import Machine, eventually, on
+from .conftest import NOVA_PY, Machine, eventually, on
 
 pytestmark = on("sqlite")
 INSTANCES, CLIENTS = 20, 8
@@ -29,6 +33,11 @@ def connect(machine: Machine) -> Any:
     """A connection of its own to the cloud's APIs as admin."""
     files = openstack.config.OpenStackConfig(config_files=[f"{machine.folder}/nova/clouds.yaml"], load_envvars=False)
     return openstack.connection.Connection(config=files.get_one("nova"))
+
+
+def cloud_process(machine: Machine) -> int:
+    """A process of the cloud, which has its mounts."""
+    return int((machine.folder / "nova/state/run/keystone.pid").read_text())
 
 
 def troubles(machine: Machine) -> list[str]:
@@ -92,6 +101,9 @@ def test_20_instances_by_8_clients_at_once(cloud: Machine, room: Any) -> None:
     assert troubles(cloud) == []
 
 
+# ---- Secrets ----
+
+
 def secrets(machine: Machine) -> dict[str, bytes]:
     """Every secret that nova.py made or was given."""
     state = machine.folder / "nova/state"
@@ -106,6 +118,15 @@ def told(content: bytes, known: dict[str, bytes]) -> list[str]:
     return [name for name, value in known.items() if value in content]
 
 
+def commands_that_tell(known: dict[str, bytes]) -> dict[int, list[str]]:
+    """The processes, of the cloud or not, with a secret in their command line."""
+    found = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(OSError):  # it has ended
+            found[process.pid] = told(Path(f"/proc/{process.pid}/cmdline").read_bytes(), known)
+    return {pid: names for pid, names in found.items() if names}
+
+
 def open_files(top: Path) -> list[Path]:
     """The files below a folder that somebody else than their owner could read, folders on the way included."""
     found = []
@@ -117,15 +138,12 @@ def open_files(top: Path) -> list[Path]:
 
 
 def test_no_secret_is_in_a_command_line(cloud: Machine) -> None:
-    known, lines = secrets(cloud), {}
+    known = secrets(cloud)
     cloud.shell("openstack server list")
-    for process in psutil.process_iter():
-        try:
-            lines[process.pid] = Path(f"/proc/{process.pid}/cmdline").read_bytes()
-        except OSError:  # it has ended
-            continue
-    assert len(lines) > 30
-    assert {line: found for line in lines.values() if (found := told(line, known))} == {}
+    assert commands_that_tell(known) == {}
+    with subprocess.Popen(["cat", "-", known["RABBIT_PASS"]], stdin=subprocess.PIPE) as planted:
+        eventually("that it would be seen", lambda: commands_that_tell(known) == {planted.pid: ["RABBIT_PASS"]})
+        planted.kill()
 
 
 def test_no_secret_is_in_a_log(cloud: Machine) -> None:
@@ -135,8 +153,91 @@ def test_no_secret_is_in_a_log(cloud: Machine) -> None:
 
 
 def test_no_secret_is_in_a_file_that_others_can_read(cloud: Machine) -> None:
-    from .conftest import NOVA_PY
+    known, planted = secrets(cloud), cloud.folder / "nova/state/run/planted"
+    planted.write_bytes(b"say " + known["keystone/fernet/0"] + b"\n")
+    planted.chmod(0o640)
+    files = [p for top in (cloud.folder / "nova", NOVA_PY.parent / ".tool") for p in open_files(top)]
+    found = {p: names for p in files if p.exists() and (names := told(p.read_bytes(), known))}
+    planted.unlink()
+    assert found == {planted: ["keystone/fernet/0"]}
 
-    known, files = secrets(cloud), [p for top in (cloud.folder / "nova", NOVA_PY.parent / ".tool") for p in open_files(top)]
-    assert len(files) > 1000
-    assert {str(p): found for p in files if p.stat().st_size < 1 << 30 and (found := told(p.read_bytes(), known))} == {}
+
+# ---- The plugin, alone ----
+
+# One transaction reads, another one writes, the first one writes too: as nova does all day, through oslo.db.
+READS_THEN_WRITES = """
+import sys, threading
+from oslo_db.sqlalchemy import enginefacade
+from sqlalchemy import text
+
+facade = enginefacade.transaction_context()
+facade.configure(connection=sys.argv[1])
+first, second = (type("Context", (), {})() for _ in "12")
+add = text("INSERT INTO numbers SELECT count(*) FROM numbers")
+
+def write():
+    with facade.writer.using(second) as session:
+        session.execute(add)
+
+other = threading.Thread(target=write)
+with facade.writer.using(first) as session:
+    session.execute(text("SELECT count(*) FROM numbers")).scalar()
+    other.start()
+    other.join(2)
+    session.execute(add)
+other.join()
+with facade.reader.using(first) as session:
+    print(*session.execute(text("SELECT n FROM numbers ORDER BY n")).scalars())
+"""
+
+
+@pytest.mark.parametrize("plugin", [True, False])
+def test_a_transaction_that_has_read_can_write(cloud: Machine, tmp_path: Path, plugin: bool) -> None:
+    """Without the plugin it cannot: that is what the plugin is for."""
+    with contextlib.closing(sqlite3.connect(tmp_path / "numbers")) as database:
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("CREATE TABLE numbers (n INTEGER UNIQUE)")
+    url = f"sqlite:///{tmp_path}/numbers?timeout=30" + "&plugin=immediate" * plugin
+    python = cloud.folder / "nova/state/env/bin/python"
+    line = ["nsenter", "--mount", f"--target={cloud_process(cloud)}", python, "-c", READS_THEN_WRITES, url]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, cwd="/", timeout=120)
+    if plugin:
+        assert (done.returncode, done.stdout) == (0, "0 1\n"), done.stderr
+    else:
+        assert done.returncode == 1
+        assert "database is locked" in done.stderr
+
+
+# ---- -p ----
+
+
+def answered(machine: Machine, *answers: str) -> tuple[int, str]:
+    """nova.py -p install for another folder at a terminal, each question answered when it stands there."""
+    pid, terminal = pty.fork()
+    if not pid:
+        os.chdir(machine.folder)
+        os.execvp("python3", ["python3", str(NOVA_PY), "-p", "install", "other"])
+    said, left = "", list(answers)
+    with contextlib.suppress(OSError):  # EIO: it has ended
+        while some := os.read(terminal, 4096).decode():
+            said += some
+            if left and said.endswith(": "):
+                os.write(terminal, left.pop(0).encode() + b"\n")
+    os.close(terminal)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), said.replace("\r", "")
+
+
+def test_passwords_are_asked_for_and_not_shown(cloud: Machine) -> None:
+    code, said = answered(cloud, "first-password", "first-password", "", "second-one", "second-two")
+    lines = ["MYSQL_PASS (nothing: generated)", "MYSQL_PASS once more", "ADMIN_PASSWORD (nothing: generated)",
+             "SERVICE_PASSWORD (nothing: generated)", "SERVICE_PASSWORD once more",
+             "nova.py: SERVICE_PASSWORD: that was not the same twice"]  # fmt: skip
+    assert said.split("\n")[:-1] == [f"{line}: " for line in lines[:-1]] + lines[-1:]
+    assert (code, (cloud.folder / "other").exists()) == (2, False)
+
+
+def test_without_a_terminal_it_says_so(cloud: Machine) -> None:
+    line = ["setsid", "--wait", "python3", str(NOVA_PY), "-p", "install", "other"]
+    done = subprocess.run(line, cwd=cloud.folder, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    assert (done.returncode, (cloud.folder / "other").exists()) == (2, False)
+    assert done.stderr.startswith("nova.py: -p asks at a terminal, and there is none\n")
