@@ -7,6 +7,7 @@ A real OpenStack Nova on this machine by one command, and back again: nova.sh, f
   install [DIR]          packages, OpenStack's environment, databases, the test image
   run [DIR]              a new cloud, every service in a window of one screen session; taken down when that ends
   run_detached [DIR]     the same in the background: the cloud stays up
+  status [DIR] [--json]  windows, APIs, instances, addresses: a table; exit code 0 when all is well
   terminate [DIR]        end every instance and every volume
   clean [DIR]            end the session and every process that it started
   scrub [DIR]            remove what a cloud left on the machine: bridges, rules, domains
@@ -41,6 +42,7 @@ import socket
 import string
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.parse
@@ -49,6 +51,8 @@ import zipfile
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import datetime
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -169,7 +173,7 @@ LOG_FILE: list[Path] = []  # one, once there is a folder
 VERB_WORDS = re.findall(r"^  (\w+) ", __doc__, re.MULTILINE)
 
 if __name__ == "__main__":
-    words = [w for w in sys.argv[1:] if w not in ("-v", "-p")]
+    words = [w for w in sys.argv[1:] if w not in ("-v", "-p", "--json")]
     if {"-h", "--help", "help"} & set(words):
         print(__doc__.rstrip())
         sys.exit(0)
@@ -185,6 +189,8 @@ if __name__ == "__main__":
 import netifaces  # noqa: E402
 import psutil  # noqa: E402
 import sh  # noqa: E402
+from rich import progress  # noqa: E402
+from rich.console import Console  # noqa: E402
 
 # ---- Settings: nova.sh's environment variables, name, default and meaning side by side ----
 
@@ -235,10 +241,7 @@ class Settings:
 REFUSED: dict[tuple[str, object], str] = {
     ("LIBVIRT_TYPE", "uml"):     "libvirt (5.0) and nova (23.0) dropped user-mode Linux; use qemu",
     ("LIBVIRT_TYPE", "lxc"):     "containers are not ported yet; use qemu",
-    ("IMAGE", ...):              "not ported yet",
     **{(name, True): "not ported yet" for name in ("USE_LDAP", "USE_OPENDJ")},
-    ("INSTANCES_PATH", ...):     "not ported yet; instances are in DIR/instances",
-    ("LOCK_PATH", ...):          "not ported yet; locks are in DIR/state/locks",
 }
 # Given, prompted for (-p) or generated; kept in passwords.json alone.
 SECRETS = ("MYSQL_PASS", "ADMIN_PASSWORD", "SERVICE_PASSWORD", "RABBIT_PASS", "METADATA_SECRET")
@@ -305,6 +308,12 @@ PRIVATE_FOLDERS = (
     ("/var/cache/libvirt", "state/libvirt/cache"),
     ("/var/log/libvirt",   "state/libvirt/log"),
     ("/etc/tgt",           "state/tgt"),
+)
+
+# A setting that puts a folder under DIR elsewhere: there, a folder of our own is mounted in its place.
+ELSEWHERE = (
+    ("INSTANCES_PATH",     "instances"),
+    ("LOCK_PATH",          "state/locks"),
 )
 
 # template             written to                       mode   owner
@@ -459,6 +468,18 @@ IMAGE_PARTS: tuple[tuple[str, str, str, dict[str, str]], ...] = (
                                             "root=/dev/vda console=tty1 console=ttyS0 quiet no_timer_check"}),
 )
 
+# what status lists,    of which API,    the client's call,       its options,           columns, and what the client calls them
+LISTED: tuple[tuple[str, str, str, dict[str, Any], dict[str, str]], ...] = (
+    ("services",           "compute",       "compute.services",      {},
+        {"service": "binary", "host": "host", "state": "state"}),
+    ("instances",          "compute",       "compute.servers",       {"all_projects": True},
+        {"instance": "name", "id": "id", "state": "status", "addresses": "addresses"}),
+    ("volumes",            "block-storage", "block_storage.volumes", {"all_projects": True},
+        {"volume": "name", "id": "id", "state": "status", "size": "size"}),
+    ("floating_addresses", "network",       "network.ips",           {},
+        {"floating_address": "floating_ip_address", "fixed_address": "fixed_ip_address"}),
+)
+
 # groups of pyproject.toml that are added to OpenStack's environment
 GROUPS = (
     ("volumes",),
@@ -507,6 +528,19 @@ log = logging.getLogger("nova.py")
 BEGAN = time.monotonic()
 STEPS: list[tuple[str, float]] = []  # what each step took, in seconds, in the order in which they ended
 
+# On a terminal, below what was said: what is at work, how far it is, and the last line that its command said.
+BARS = progress.Progress(
+    progress.SpinnerColumn(),
+    progress.TextColumn("{task.description}", markup=False),
+    progress.BarColumn(20),
+    progress.TextColumn("{task.fields[said]}", markup=False),
+    console=Console(stderr=True),
+    disable=not sys.stderr.isatty() or "-v" in sys.argv,
+    redirect_stdout=False,  # what programs read
+    transient=True,
+)
+AT_WORK = threading.local()  # .bar: this thread's, while it is in a step
+
 
 def start_log(cfg: Settings) -> None:
     """Everything goes to DIR/state/log/nova.log, with the time; -v shows it on the screen as well."""
@@ -529,6 +563,7 @@ def step(what: str) -> Iterator[None]:
     """Say what is being done and at which second; a Failure inside is told with it."""
     started = time.monotonic()
     say(f"{started - BEGAN:6.1f} s  {what}")
+    AT_WORK.bar = bar = BARS.add_task(what, total=None, said="")
     try:
         yield
     except Failure as failure:
@@ -537,6 +572,9 @@ def step(what: str) -> Iterator[None]:
     except Exception as error:  # of the APIs' client, mostly: told like the others, in full in the log
         log.exception(what)
         raise Failure(f"{type(error).__name__}: {error}", during=what) from error
+    finally:
+        AT_WORK.bar = None
+        BARS.remove_task(bar)
     STEPS.append((what, time.monotonic() - started))
 
 
@@ -562,10 +600,13 @@ def do(*argv: object, user: str = ROOT, text: str = "", env: Mapping[str, str] =
         words = ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", *words]
     log.debug("+ %s", shlex.join(words))
     tail: collections.deque[str] = collections.deque(maxlen=20)
+    bar = getattr(AT_WORK, "bar", None)
 
     def keep(line: str) -> None:
         log.debug("  %s", line.rstrip())
         tail.append(line.rstrip())
+        if bar is not None:
+            BARS.update(bar, said=line.strip()[:70])
 
     options: Any = dict(_in=text, _out=keep, _err_to_out=True, _tty_out=False, _cwd=str(cwd))
     try:
@@ -843,6 +884,8 @@ def checked(cfg: Settings) -> Settings:
         raise Failure(f"no default route, so no HOST_IP to find: set HOST_IP to one of {', '.join(own)}", code=2)
     if host_ip not in own:
         raise Failure(f"HOST_IP={host_ip}: not an address of this machine; it has {', '.join(own)}", code=2)
+    check_elsewhere(cfg)
+    check_image(cfg)
     return replace(cfg, INTERFACE=interface, HOST_IP=host_ip)
 
 
@@ -852,6 +895,8 @@ WORDS = (
     ("DIR",            r"/[\w./-]*",                  "letters, digits, . _ - and / only; services would trip over others"),
     *((secret,         r"([A-Za-z0-9_.~-]{8,72})?",   "8 to 72 of A-Z a-z 0-9 _ . ~ -, since it stands in URLs and files")
       for secret in SECRETS),
+    ("INSTANCES_PATH", r"(/[\w./-]+)?",               "an absolute path of letters, digits, . _ - and /"),
+    ("LOCK_PATH",      r"(/[\w./-]+)?",               "an absolute path of letters, digits, . _ - and /"),
     ("VOLUMES_SIZE",   r"0|[1-9][0-9]{0,3}",          "how many GiB, 9999 at most, or 0"),
 )  # fmt: skip
 
@@ -881,6 +926,57 @@ def prompted(cfg: Settings, verb: str) -> Settings:
     except (OSError, EOFError):
         raise Failure("-p asks at a terminal, and there is none", "set the variables instead: README.md", code=2) from None
     return replace(cfg, **typed)
+
+
+def nearest(path: Path) -> Path:
+    """What is there of a path that may not be."""
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
+def check_elsewhere(cfg: Settings) -> None:
+    """INSTANCES_PATH and LOCK_PATH are outside of DIR, folders or not there yet, with room."""
+    for name, _ in ELSEWHERE:
+        if not (value := getattr(cfg, name)):
+            continue
+        path, there = Path(value).resolve(), nearest(Path(value).resolve())
+        if path == cfg.DIR or cfg.DIR in path.parents or path in cfg.DIR.parents:
+            raise Failure(
+                f"{name}={value}: it and {cfg.DIR} must lie beside each other; leave it empty for a folder in there", code=2
+            )
+        if not there.is_dir():
+            raise Failure(f"{name}={value}: {there} is not a folder", code=2)
+        if shutil.disk_usage(there).free < 1 << 30 or os.statvfs(there).f_flag & os.ST_RDONLY:
+            raise Failure(f"{name}={value}: {there} is read-only, or has less than 1 GiB free", code=2)
+
+
+def check_image(cfg: Settings) -> None:
+    """IMAGE is a URL that can be asked, or a file that is an image; what a URL brings is looked at when it is here."""
+    url = urllib.parse.urlsplit(cfg.IMAGE)
+    if url.scheme in ("http", "https") and url.hostname and not url.password:
+        if not re.fullmatch(r"(sha256=[0-9a-f]{64})?", url.fragment):
+            raise Failure(f"IMAGE={cfg.IMAGE}: after # it can say sha256=HEX", code=2)
+    elif url.scheme:
+        raise Failure(f"IMAGE={cfg.IMAGE}: it can be a path, or a URL of http or https without a password", code=2)
+    elif cfg.IMAGE:
+        image_format(Path(cfg.IMAGE))
+
+
+def image_format(path: Path) -> tuple[str, int]:
+    """qcow2 or raw, and the size of the disk in it in bytes, or a Failure.
+
+    OpenStack's own look: a qcow2 may name any other file of this machine as a layer of it, and instances would read that.
+    """
+    from oslo_utils.imageutils import format_inspector  # here: most verbs need none
+
+    try:
+        inspector: Any = format_inspector.detect_file_format(str(path))
+        inspector.safety_check()
+    except (OSError, format_inspector.ImageFormatError, format_inspector.SafetyCheckFailed) as error:
+        raise Failure(f"IMAGE={path}: {getattr(error, 'strerror', None) or error}", code=2) from None
+    form = {"gpt": "raw"}.get(str(inspector), str(inspector))  # a partition table: a disk as it is
+    if form not in ("raw", "qcow2") or not inspector.virtual_size or (form == "raw" and path.stat().st_size % 512):
+        raise Failure(f"IMAGE={path}: neither qcow2 nor a raw disk; make it one: qemu-img convert -O qcow2 OLD NEW", code=2)
+    return form, inspector.virtual_size
 
 
 SPECIAL = ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3")  # this net, loopback, link-local, multicast and above
@@ -983,7 +1079,7 @@ def check_machine(cfg: Settings) -> None:
     if (free := psutil.virtual_memory().available) < 3 << 30:
         raise Failure(f"{free / 2**30:.1f} GiB of memory free, and a cloud needs 3", "end other programs first")
     needed = 1 if (cfg.DIR / "state/env/made-from").exists() else 4
-    place = next(folder for folder in (cfg.DIR, *cfg.DIR.parents) if folder.exists())
+    place = nearest(cfg.DIR)
     if (free := shutil.disk_usage(place).free) < needed << 30:
         raise Failure(f"{free / 2**30:.1f} GiB of disk free at {place}, and a cloud needs {needed}", "make room first")
     if (wanted := int(cfg.VOLUMES_SIZE)) > (free >> 30) - needed:
@@ -1004,9 +1100,22 @@ def check_ports(cfg: Settings) -> None:
         port = connection.laddr.port if connection.laddr else 0
         if connection.status == psutil.CONN_LISTEN and port in wanted:
             name = psutil.Process(connection.pid).name() if connection.pid else "a program that cannot be seen"
-            dir = cloud_of(connection.pid).partition(" ")[2] if connection.pid else ""
-            whose = f"the cloud in {dir}" if dir else f"{name}, pid {connection.pid}"
+            whose = cloud_named(connection.pid) or f"{name}, pid {connection.pid}"
             raise Failure(f"port {port} is in use by {whose}", "end that first")
+
+
+def cloud_named(process: int | None) -> str:
+    """A process's cloud in a user's words; "" where it belongs to none."""
+    if not process or not (found := cloud_of(process)):
+        return ""
+    known = settings_of_run(f"/proc/{process}/root{HOME}")  # as that process sees it
+    return f"the cloud in {found.partition(' ')[2]} (session {known.SCREEN_NAME})"
+
+
+def other_cloud() -> str:
+    """Another cloud that is up: its ports and bridges have the names that ours would have."""
+    others = (process.pid for process in psutil.process_iter() if cloud_of(process.pid) not in ("", cloud_of("self")))
+    return cloud_named(next(others, None))
 
 
 # ---- branch ----
@@ -1208,9 +1317,11 @@ def install(cfg: Settings) -> None:
     in_parallel(lambda: install_packages(packages(cfg)), lambda: install_openstack(cfg))
     private_libvirt(cfg)
     make_users()
+    use_elsewhere(cfg)
     make_folders(cfg)
     write_config(cfg)
-    in_parallel(lambda: make_databases(cfg), make_image, *([unpack_novnc] if cfg.CONSOLES else []))
+    more = [unpack_novnc] * cfg.CONSOLES + [lambda: fetch_image(cfg)] * bool(cfg.IMAGE)
+    in_parallel(lambda: make_databases(cfg), make_image, *more)
 
 
 def install_packages(names: set[str]) -> None:
@@ -1369,6 +1480,19 @@ def make_folders(cfg: Settings) -> None:
     write_file(STATE / "passwords.json", json.dumps(known, indent=1), 0o600)
 
 
+def use_elsewhere(cfg: Settings) -> None:
+    """A folder of our own below INSTANCES_PATH and LOCK_PATH is where the cloud looks, whoever may enter the folders above it."""
+    for name, folder in ELSEWHERE:
+        if value := getattr(cfg, name):
+            own, place = Path(value).resolve() / f"{'-'.join(cfg.DIR.parts[1:])}-{Path(folder).name}", HOME / folder
+            for missing in [path for path in own.parents if not path.exists()][::-1]:
+                record("rmdir", missing)
+            record("rm", "--recursive", "--force", own)
+            own.mkdir(parents=True, exist_ok=True)
+            place.mkdir(parents=True, exist_ok=True)
+            do("mount", "--bind", own, place)
+
+
 def write_config(cfg: Settings) -> None:
     """Every service's configuration from its template."""
     for template, path, mode, owner in rows(cfg, CONFIG_FILES):
@@ -1480,6 +1604,31 @@ def make_image() -> None:
     make_once(HOME / "images/made-from", key, build)
 
 
+def image_file(cfg: Settings) -> Path:
+    """Where the bytes of IMAGE are: a URL's are kept in our cache."""
+    return STATE / f"cache/image-{hashlib.sha256(cfg.IMAGE.encode()).hexdigest()[:16]}" if "://" in cfg.IMAGE else Path(cfg.IMAGE)
+
+
+def fetch_image(cfg: Settings) -> None:
+    """IMAGE is here, and is an image."""
+    path, url = image_file(cfg), urllib.parse.urldefrag(cfg.IMAGE)
+    if "://" in cfg.IMAGE and not path.exists():
+        with step(f"Download {url.url}"):
+            part = path.with_suffix(".part")
+            try:
+                with urllib.request.urlopen(url.url, timeout=60) as answer, open(part, "wb") as file:
+                    size = int(answer.headers.get("Content-Length", 0))
+                    shutil.copyfileobj(BARS.wrap_file(answer, size, task_id=AT_WORK.bar), file)
+                if size and part.stat().st_size != size:
+                    raise OSError(f"cut off after {part.stat().st_size} of {size} bytes")
+            except OSError as error:
+                raise Failure(f"IMAGE={cfg.IMAGE}: {error}", NETWORK) from None
+            if url.fragment and url.fragment != f"sha256={digest(part)}":
+                raise Failure(f"IMAGE={cfg.IMAGE}: its SHA-256 is {digest(part)}")
+            image_format(part)
+            part.rename(path)
+
+
 def unpack_novnc() -> None:
     """noVNC's page without its package, which would bring nodejs and a proxy of its own: nova-novncproxy serves it."""
     page = STATE / "novnc"
@@ -1502,6 +1651,7 @@ def run(cfg: Settings) -> None:
     with only_one("run"):
         run_detached(cfg)
         to_screen(cfg, "select", "test")
+    BARS.stop()  # the terminal is screen's now
     with contextlib.suppress(sh.ErrorReturnCode):
         sh.Command("screen")("-S", f"{session(cfg)}.{cfg.SCREEN_NAME}", "-x", _fg=True)
     if session(cfg):
@@ -1544,6 +1694,8 @@ def run_unit_tests(cfg: Settings) -> None:
 def refuse_if_running(cfg: Settings) -> None:
     """nova.sh's refusal: a session of this name is there. One that a run of ours left half-made is no reason."""
     name, found, ours = cfg.SCREEN_NAME, session(cfg), processes()
+    if not ours and other_cloud():
+        check_ports(cfg)  # says whose they are
     if ours and (STATE / "run/up").exists():
         name = settings_of_run(str(HOME)).SCREEN_NAME
         way = f"attach to it with: sudo screen -x {name}\n  end it with: sudo python3 nova.py terminate, then clean"
@@ -1755,7 +1907,7 @@ def create_subnet(cfg: Settings, network: Any, cidr: str, last: int, **more: obj
 
 
 def upload_image(cfg: Settings) -> None:
-    """Register ami-tty: kernel, ramdisk, root disk."""
+    """Register ami-tty: kernel, ramdisk, root disk; and IMAGE under its file's name."""
     with step("Upload the image"):
         admin, ids = cloud(cfg), dict[str, str]()
         for name, form, file, properties in IMAGE_PARTS:
@@ -1763,6 +1915,12 @@ def upload_image(cfg: Settings) -> None:
             with open(HOME / "images" / file, "rb") as data:
                 part = dict(disk_format=form, container_format=form, visibility="public", data=data, **known)
                 ids[name] = admin.image.create_image(name, **part).id
+    if cfg.IMAGE:
+        path, called = image_file(cfg), Path(urllib.parse.urlsplit(cfg.IMAGE).path).stem
+        kind, size = image_format(path)
+        with step(f"Upload the image {called} ({kind}, a disk of {size / 2**30:.1f} GiB)"), open(path, "rb") as image:
+            own = dict(disk_format=kind, container_format="bare", visibility="public", min_disk=-(-size // 2**30))
+            admin.image.create_image(called, data=BARS.wrap_file(image, path.stat().st_size, task_id=AT_WORK.bar), **own)
 
 
 def wait_for_hosts(cfg: Settings) -> None:
@@ -1824,6 +1982,116 @@ def say_how_to_use(cfg: Settings) -> None:
         say(f"  {seconds:6.1f}  {what}")
     say(f"\nThe cloud is up, {time.monotonic() - BEGAN:.0f} s after it was asked for.")
     say(render((HERE / "conf/how-to-use.tmpl").read_text().rstrip(), cfg))
+
+
+# ---- status ----
+
+
+def status(cfg: Settings, form: str = "") -> None:
+    """Tell how the cloud is; a Failure names what is not well. It only looks."""
+    found = look(cfg)
+    if form == "--json":
+        print(json.dumps(found, indent=1))
+    else:
+        print("\n\n".join(table(part) for what, part in found.items() if isinstance(part, list) and part and what != "problems"))
+    if found["problems"]:
+        raise Failure(f"the cloud in {cfg.DIR} is not well", tail=tuple(found["problems"]))
+    if not form:
+        print(f"\nAll is well: the cloud in {cfg.DIR}, session {cfg.SCREEN_NAME}, up since {found['up_since']}")
+
+
+def look(cfg: Settings) -> dict[str, Any]:
+    """Everything that status tells: lists of rows that are alike, and what is wrong with them."""
+    ours, up = {process.pid for process in processes()}, STATE / "run/up"
+    services = rows(cfg, SERVERS, CONTROL, WORKERS) if ours else []
+    found: dict[str, Any] = {"folder": str(cfg.DIR), "session": cfg.SCREEN_NAME}
+    found["up_since"] = iso(up.stat().st_mtime) if ours and up.exists() else None
+    found["windows"] = [window_state(service, ours) for service in services]
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        found["apis"] = list(pool.map(lambda service: api_state(cfg, service), (s for s in services if "http" in s.answers)))
+        who_asks = any(api["api"] == "keystone" and api["answers_in_ms"] is not None for api in found["apis"])
+        asked = [row for row in LISTED if who_asks and row[1] in {kind for _, kind, _ in rows(cfg, ENDPOINTS)}]
+        found |= zip([row[0] for row in asked], pool.map(lambda row: listed(cfg, *row[2:]), asked), strict=True)
+    return {**found, "problems": list(problems(found))}
+
+
+def iso(seconds: float) -> str:
+    """A time as programs and people read it."""
+    return datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="seconds")
+
+
+def window_state(service: Service, ours: set[int]) -> dict[str, Any]:
+    """Since when the service of a window runs, how often it was started again, and the memory (PSS) of its processes."""
+    path = STATE / f"run/{service.window}"
+    deaths = died.read_text().splitlines() if (died := path.with_suffix(".died")).exists() else []
+    state: dict[str, Any] = {"window": service.window, "running_since": None, "restarts": len(deaths), "memory": 0}
+    with contextlib.suppress(OSError, ValueError, psutil.Error, StopIteration):
+        keeper = psutil.Process(int(path.with_suffix(".pid").read_text()))
+        it = next(child for child in keeper.children() if keeper.pid in ours and child.name() != "sleep")  # its pause
+        state["memory"] = sum(each.memory_full_info().pss for each in (it, *it.children(recursive=True)))
+        state["running_since"] = iso(it.create_time())
+    return state
+
+
+def api_state(cfg: Settings, service: Service) -> dict[str, Any]:
+    """How long an API takes to answer; None where it does not."""
+    place, began = render(service.answers, cfg), time.monotonic()
+    answered = answers(place)
+    return {"api": service.window, "url": place, "answers_in_ms": round((time.monotonic() - began) * 1000) if answered else None}
+
+
+def listed(cfg: Settings, call: str, options: dict[str, Any], columns: dict[str, str]) -> list[dict[str, Any]] | str:
+    """What an API lists, with these columns of it; why not, where it does not."""
+    try:
+        admin = cloud(cfg)
+        admin.session.timeout = 10
+        return [{name: plain(name, item[key]) for name, key in columns.items()} for item in attrgetter(call)(admin)(**options)]
+    except Exception as error:  # of the APIs' client: it is the answer to the user's question
+        return f"{type(error).__name__}: {error}"
+
+
+def plain(name: str, value: Any) -> Any:
+    """A value of an API's as status tells it: sizes in bytes, addresses without what else is said of them."""
+    if isinstance(value, dict):
+        return [port["addr"] for ports in value.values() for port in ports]
+    return value << 30 if name == "size" else value
+
+
+def problems(found: dict[str, Any]) -> Iterator[str]:
+    """What is not well, one line each."""
+    if not found["up_since"]:
+        yield "it is not up, or not yet: sudo python3 nova.py run_detached"
+    for row in found["windows"]:
+        if not row["running_since"]:
+            yield f"the window {row['window']} has no running service; it said last: {' '.join(last_lines(row['window'], 1))}"
+    for row in found["apis"]:
+        if row["answers_in_ms"] is None:
+            yield f"the API of {row['api']} does not answer at {row['url']}"
+    for what, part in found.items():
+        if isinstance(part, str) and what in [row[0] for row in LISTED]:
+            yield f"the APIs did not tell the {what.replace('_', ' ')}: {part}"
+        for row in part if isinstance(part, list) else []:
+            if str(row.get("state")).lower().startswith(("error", "down")):
+                yield f"{' '.join(str(value) for value in list(row.values())[:2])}: {row['state']}"
+    if isinstance(reported := found.get("services"), list):
+        for name in {"nova-compute", "nova-conductor", "nova-scheduler"} - {row["service"] for row in reported}:
+            yield f"{name} has not reported to the API"
+
+
+def table(part: list[dict[str, Any]]) -> str:
+    """Rows below the names of their columns, as wide as they must be."""
+    lines = [[name.replace("_", " ") for name in part[0]], *([cell(name, row[name]) for name in row] for row in part)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def cell(name: str, value: Any) -> str:
+    """A value as a person reads it."""
+    if name in ("memory", "size"):
+        return f"{value / 2**20:,.0f} MiB"
+    if name == "running_since" and value:
+        return str(datetime.fromisoformat(value).replace(tzinfo=None))
+    return ", ".join(value) if isinstance(value, list) else "-" if value is None else str(value)
 
 
 # ---- terminate ----
@@ -1900,6 +2168,8 @@ def take_down(cfg: Settings) -> None:
 
 def scrub(cfg: Settings) -> None:
     """Remove what a cloud leaves on the machine; works with no API, no session, no database, and twice."""
+    if other := other_cloud():
+        raise Failure(f"Refusing to scrub ({other} is up, and its bridges have the same names)", "end that one first")
     with step("Remove bridges, rules and domains"):
         take_down(cfg)
         remove_traces()
@@ -1933,8 +2203,8 @@ def settings(cfg: Settings) -> None:
         print(f"{mark} {row.name + '=' + str(shown):34} {row.metadata['meaning']}")
 
 
-TAKE_DOWN = ("terminate", "clean", "scrub")
-VERBS = {f.__name__: f for f in (branch, install, run, run_detached, terminate, clean, scrub, settings)}
+OF_A_CLOUD = ("status", "terminate", "clean", "scrub")  # with the settings that it was made with
+VERBS = {f.__name__: f for f in (branch, install, run, run_detached, status, terminate, clean, scrub, settings)}
 
 
 def main(arguments: list[str]) -> int:
@@ -1943,12 +2213,14 @@ def main(arguments: list[str]) -> int:
     log.setLevel(logging.DEBUG)
     log.addHandler(logging.StreamHandler() if "-v" in arguments else logging.NullHandler())
     verb, *rest = [a for a in arguments if a not in ("-v", "-p")]
+    form = ["--json"] if verb == "status" and "--json" in rest else []
+    rest = [word for word in rest if word not in form]
     most = {"branch": 2, "settings": 0}.get(verb, 1)
     try:
         if len(rest) > most or any(r.startswith("-") for r in rest):
             raise Failure(f"{verb} does not take {' '.join(rest)}; see: python3 nova.py --help", code=2)
         folder = rest[most - 1] if len(rest) == most and most else "nova"
-        cfg = settings_of_run(folder) if verb in TAKE_DOWN else settings_from(dict(os.environ), folder)
+        cfg = settings_of_run(folder) if verb in OF_A_CLOUD else settings_from(dict(os.environ), folder)
         cfg = prompted(cfg, verb) if "-p" in arguments else cfg
         if verb == "settings":
             settings(cfg)
@@ -1956,9 +2228,10 @@ def main(arguments: list[str]) -> int:
         for word in rest[: most - 1]:
             source_from(word)  # refused before DIR is made
         os.environ["no_proxy"] = f"127.0.0.1,{cfg.HOST_IP},{os.environ.get('no_proxy', '')}"
-        with contextlib.nullcontext() if verb == "run" else only_one(verb):  # run is not at work while its session is shown
+        # run is not at work while its session is shown, and status disturbs nobody
+        with contextlib.nullcontext() if verb in ("run", "status") else only_one(verb), BARS:
             prepare_folder(cfg, verb)
-            VERBS[verb](cfg, *rest[: most - 1])
+            VERBS[verb](cfg, *rest[: most - 1], *form)
         return 0
     except Failure as failure:
         return tell_failure(failure)
@@ -1973,10 +2246,14 @@ def main(arguments: list[str]) -> int:
 
 def prepare_folder(cfg: Settings, verb: str) -> None:
     """DIR is there, or is made by the verbs that may; its log begins; the private mounts are in place."""
-    if verb in TAKE_DOWN and not (cfg.DIR / "state").exists():
+    if verb in OF_A_CLOUD and not (cfg.DIR / "state").exists():
         raise Failure(f"no cloud in {cfg.DIR}", f"go to the folder where it was made, or name it: nova.py {verb} DIR")
     if os.path.lexists(state := cfg.DIR / "state") and (state.is_symlink() or state.stat().st_uid != 0):
         raise Failure(f"Refusing to use {cfg.DIR}/state (it is not root's, so it may hold anything)", "remove it first")
+    if verb == "status":
+        HOME.mkdir(exist_ok=True)
+        do("mount", "--bind", cfg.DIR.resolve(), HOME)  # nobody but us sees this
+        return
     if not (cfg.DIR / "state").exists():
         check_machine(cfg)
         if cfg.DIR.is_dir() and (there := sorted(path.name for path in cfg.DIR.iterdir())):
@@ -1987,7 +2264,7 @@ def prepare_folder(cfg: Settings, verb: str) -> None:
     except OSError as error:
         raise Failure(f"cannot use {cfg.DIR} as the cloud's folder: {error.strerror}", "name another: nova.py VERB DIR") from None
     private_mounts(cfg)
-    if verb in TAKE_DOWN:
+    if verb in OF_A_CLOUD:
         private_libvirt(cfg)
 
 
