@@ -1021,7 +1021,8 @@ SOURCES = (
     (r"(?P<url>lp:nova)",                                          "moved"),
     (r"git\+(?P<url>[\w+]+://[^/]*/[^@]*)(@(?P<ref>[\w./-]+))?",   "git"),
     (r"(?P<url>https?://[^/]*/[^@]*\.git)(@(?P<ref>[\w./-]+))?",   "git"),
-    (r"(bzr\+(?!ssh:))?(?P<url>(lp:|\w+://|bzr\+ssh://).+)",       "bzr"),
+    (r"bzr\+(?!ssh:)(?P<url>\w+://.+)",                            "bzr"),
+    (r"(?P<url>(lp:|bzr\+ssh://).+)",                              "bzr"),
 )  # fmt: skip
 
 
@@ -1060,7 +1061,8 @@ def branch(cfg: Settings, word: str = "") -> None:
     if source.kind == "moved":
         say(f"{source.url}: Launchpad ended Bazaar hosting; nova lives at {NOVAS_HOME} now, so it comes from there")
         source = Source("git", NOVAS_HOME)
-    install_packages(set(distribution()["sources"].get(source.kind, ())))
+    if needed := distribution()["sources"].get(source.kind):
+        install_packages(set(needed))
     with step("Fetch nova's source"):
         fresh = fetch(cfg, source)
         check_tree(fresh, word)

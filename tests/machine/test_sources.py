@@ -269,14 +269,14 @@ def test_a_red_unit_test_stops_the_run_and_a_green_tree_runs(machine: Machine) -
     tree, bare = machine.folder / "nova", machine.folder / "upstream.git"
     machine.nova("branch")
     machine.nova("branch", "git+file:///nowhere.git", ok=1)
-    names = [path.name for path in tree.iterdir() if path.name not in ("state", "PKG-INFO", "instances", "images")]
-    (machine.folder / "gitignore").write_text(GITIGNORE)
     git(tree, "init", "--quiet", "--initial-branch=master")
-    git(tree, "-c", f"core.excludesFile={machine.folder}/gitignore", "add", *(n for n in names if not n.endswith(".egg-info")))
+    (tree / ".gitignore").write_text(GITIGNORE + "PKG-INFO\n/state\n/instances\n/images\n/novarc\n/clouds.yaml\n")
+    git(tree, "add", "--all")
     git(tree, "commit", "--quiet", "--message", "a release")
     git(tree, "tag", "34.0.1")
     git(tree, "clone", "--quiet", "--bare", ".", str(bare))
     shutil.rmtree(tree / ".git")
+    (tree / ".gitignore").unlink()
 
     machine.nova("branch", f"git+file://{bare}@34.0.1")
     assert not (tree / "PKG-INFO").exists()
