@@ -171,7 +171,7 @@ def test_source_is_known_by_its_form(word: str, source: tuple[str, str, str]) ->
 
 def test_another_release_is_found_through_the_users_index(installable: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, str]] = []
-    page = b'<a href="../../files/nova-33.0.0.tar.gz#sha256=ab12">a</a> <a href="../../files/nova-33.0.0.0rc1.tar.gz#sha256=cd">b</a>'
+    page = b'href="../../files/nova-33.0.0.0rc1.tar.gz#sha256=cd34" href="../../files/nova-33.0.0.tar.gz#sha256=ab12"'
     monkeypatch.setattr(nova, "download", lambda url, sha256="": asked.append((url, sha256)) or page)
     monkeypatch.setenv("PIP_INDEX_URL", "https://packages.example.org/root/simple/")
     (nova.STATE / "cache").mkdir(parents=True)
