@@ -160,13 +160,18 @@ def test_a_form_of_source_that_there_is_not_is_refused_before_dir_is_made(
         ("git+ssh://git@example.org:29418/openstack/nova", ("git", "ssh://git@example.org:29418/openstack/nova", "")),
         ("git+ssh://git@example.org/nova@stable/2026.2", ("git", "ssh://git@example.org/nova", "stable/2026.2")),
         ("git+file:///srv/nova.git@34.0.0", ("git", "file:///srv/nova.git", "34.0.0")),
-        ("https://me:token@example.org/nova.git@topic", ("git", "https://me:token@example.org/nova.git", "topic")),
+        ("https://me@example.org/nova.git@topic", ("git", "https://me@example.org/nova.git", "topic")),
         ("bzr+https://example.org/nova", ("bzr", "https://example.org/nova", "")),
         ("bzr+ssh://me@example.org/nova", ("bzr", "bzr+ssh://me@example.org/nova", "")),
     ],
 )
 def test_source_is_known_by_its_form(word: str, source: tuple[str, str, str]) -> None:
     assert nova.source_from(word) == source
+
+
+def test_a_password_in_source_is_refused_and_shown_nowhere(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    assert nova.main(["branch", "git+https://me:secret@example.org/nova", folder(machine)]) == 2
+    assert "a password has no place in a command line" in (said := capsys.readouterr().err) and "secret" not in said
 
 
 def test_another_release_is_found_through_the_users_index(installable: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
