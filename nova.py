@@ -1130,7 +1130,8 @@ SOURCES = (
     (r"(?P<url>lp:nova)",                                          "moved"),
     (r"git\+(?P<url>[\w+]+://[^/]*/[^@]*)(@(?P<ref>[\w./-]+))?",   "git"),
     (r"(?P<url>https?://[^/]*/[^@]*\.git)(@(?P<ref>[\w./-]+))?",   "git"),
-    (r"(bzr\+(?!ssh:))?(?P<url>(lp:|\w+://|bzr\+ssh://).+)",       "bzr"),
+    (r"bzr\+(?!ssh:)(?P<url>\w+://.+)",                            "bzr"),
+    (r"(?P<url>(lp:|bzr\+ssh://).+)",                              "bzr"),
 )  # fmt: skip
 
 
@@ -1144,6 +1145,10 @@ class Source(NamedTuple):
 
 def source_from(word: str) -> Source:
     """SOURCE by its form; Failure with code 2 for one that there is not."""
+    if re.search("//[^/]*:[^/]*@", word):
+        raise Failure(
+            "SOURCE: a password has no place in a command line", "leave it to git's credential helper, or use ssh", code=2
+        )
     for form, kind in SOURCES:
         if found := re.fullmatch(form, word):
             return Source(kind, **{name: text or "" for name, text in found.groupdict().items()})
@@ -1163,13 +1168,13 @@ def branch(cfg: Settings, word: str = "") -> None:
         what = f"{len(lost)} changes in {cfg.DIR} would be lost: {', '.join(lost[:5])}"
         raise Failure(f"Refusing to branch ({what})", f"keep what you need, remove {cfg.DIR}/state/tree.json, branch again")
     if running := processes():
-        raise Failure(
-            f"Refusing to branch ({len(running)} processes of the cloud run from {cfg.DIR})", "terminate and clean first"
-        )
+        what = f"{len(running)} processes of the cloud run from {cfg.DIR}"
+        raise Failure(f"Refusing to branch ({what})", "terminate and clean first")
     if source.kind == "moved":
         say(f"{source.url}: Launchpad ended Bazaar hosting; nova lives at {NOVAS_HOME} now, so it comes from there")
         source = Source("git", NOVAS_HOME)
-    install_packages(set(distribution()["sources"].get(source.kind, ())))
+    if needed := distribution()["sources"].get(source.kind):
+        install_packages(set(needed))
     with step("Fetch nova's source"):
         fresh = fetch(cfg, source)
         check_tree(fresh, word)
@@ -1180,23 +1185,25 @@ def branch(cfg: Settings, word: str = "") -> None:
 def fetch(cfg: Settings, source: Source) -> Path:
     """Where the tree is now, with what its version control knows of it."""
     kind, url, ref = source
+    more = dict[str, Any](env={"GIT_TERMINAL_PROMPT": "0"}, hint="check SOURCE and the network")
     fresh = STATE / "branch/nova"
     shutil.rmtree(fresh.parent, ignore_errors=True)
     fresh.parent.mkdir()
     if kind == "git":
         commit = re.fullmatch("[0-9a-f]{40}", ref)  # clone takes names only
-        quiet = {"GIT_TERMINAL_PROMPT": "0"}
         name = ("--branch", ref) if ref and not commit else ()
-        do("git", "clone", "--quiet", "--depth=1", *name, "--", url, fresh, env=quiet, hint=NETWORK)
+        do("git", "clone", "--quiet", "--depth=1", *name, "--", url, fresh, **more)
         if commit:
-            do("git", "-C", fresh, "fetch", "--quiet", "--depth=1", "origin", ref, env=quiet, hint=NETWORK)
+            do("git", "-C", fresh, "fetch", "--quiet", "--depth=1", "origin", ref, **more)
             do("git", "-C", fresh, "checkout", "--quiet", "--detach", ref)
     elif kind == "bzr":
-        do("brz", "branch", "--quiet", "--", url, fresh, hint=NETWORK)
+        do("brz", "branch", "--quiet", "--", url, fresh, **more)
     elif kind == "folder":
         if cfg.DIR.resolve().is_relative_to(url):
             raise Failure(f"SOURCE {url}: {cfg.DIR} is inside of it", "name a DIR elsewhere", code=2)
         do("cp", "--archive", "--reflink=auto", "--no-target-directory", url, fresh)
+        if (fresh / ".git").is_file():  # of a linked work tree: what is committed here would change that one
+            (fresh / ".git").unlink()
     else:
         fresh.mkdir()
         do("tar", "--extract", "--no-same-owner", "--file", url or released(ref), "--directory", fresh)
@@ -1209,10 +1216,8 @@ def released(version: str) -> Path:
     """The release from PyPI: the one of uv.lock, or another as the user's own index names it, hash included."""
     file = locked("nova", r"\.tar\.gz$")
     if version:
-        index = next(
-            filter(None, map(os.environ.get, ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL"))), "https://pypi.org/simple"
-        )
-        page = f"{index.rstrip('/')}/nova/"
+        indexes = [os.environ.get(name, "") for name in ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL")]
+        page = next(filter(None, [*indexes, "https://pypi.org/simple"])).rstrip("/") + "/nova/"
         link = rf'href="([^"#]*/nova-{re.escape(version)}\.tar\.gz)#(sha256=\w+)"'
         if not (found := re.search(link, download(page).decode())):
             raise Failure(f"SOURCE pypi:nova=={version}: {page} names no such release", code=2)
@@ -1287,14 +1292,16 @@ def digest(path: Path) -> str:
 
 
 def changes() -> list[str]:
-    """What of the tree would be lost with it: files changed or new since branch; with git, what no remote has."""
+    """What would be lost with the tree: files changed or new since branch; with git, but for those that a remote has."""
     if not (known := tree())["whole"]:
         return []
-    if (HOME / ".git").exists():
-        commits = git("log", "--format=commit %h %s", *BRANCHES, "--not", "--remotes", *known["commits"])
-        return [line.split(maxsplit=1)[1] for line in git("status", "--porcelain")] + commits
     now = {str(path.relative_to(HOME)): digest(path) for path in tree_files()}
-    return sorted(name for name, was in now.items() if known["files"].get(name) != was)
+    changed = sorted(name for name, was in now.items() if known["files"].get(name) != was)
+    if not (HOME / ".git").exists():
+        return changed
+    loose = {line.split(maxsplit=1)[1] for line in git("status", "--porcelain", "--untracked-files=all")}
+    commits = git("log", "--format=commit %h %s", *BRANCHES, "--not", "--remotes", *known.get("commits", ()))
+    return [name for name in changed if name in loose] + commits
 
 
 def git(*words: object, default: str | None = None) -> list[str]:

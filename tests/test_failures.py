@@ -244,7 +244,7 @@ def test_a_download_with_the_right_hash_is_taken(site: str, prefix: str) -> None
 
 def test_a_download_with_another_hash_is_refused(site: str) -> None:
     said = failure(nova.download, f"{site}/200", "sha256:" + "0" * 64)
-    assert str(said) == f"{site}/200 is not the file that uv.lock names (its SHA-256 differs)"
+    assert str(said) == f"{site}/200 is not the file that was asked for (its SHA-256 differs)"
 
 
 def test_without_a_network_the_download_says_so() -> None:

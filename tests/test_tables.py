@@ -159,13 +159,14 @@ def test_the_default_is_not_refused() -> None:
 
 
 def test_packages_are_known_for_the_distributions_promised() -> None:
-    assert set(PACKAGES) == {"packages", "only_with", "distributions"}
+    assert set(PACKAGES) == {"packages", "only_with", "sources", "distributions"}
+    assert set(PACKAGES["sources"]) <= {kind for _, kind in nova.SOURCES}
     assert set(PACKAGES["only_with"]) <= set(nova.ONLY_WITH)
     assert set(PACKAGES["distributions"]) == {"debian-12", "debian-13", "ubuntu-24.04"}
 
 
 def test_packages_have_a_name_and_a_reason() -> None:
-    tables = [PACKAGES["packages"], *PACKAGES["only_with"].values()]
+    tables = [PACKAGES["packages"], *PACKAGES["only_with"].values(), *PACKAGES["sources"].values()]
     for table in tables:
         assert [n for n in table if not re.fullmatch(r"[a-z0-9][a-z0-9+.-]+", n)] == []
         assert [n for n, why in table.items() if len(why) < 5] == []

@@ -21,7 +21,7 @@ import pytest
 
 import nova
 
-from .conftest import EXPECTED, Machine
+from .conftest import EXPECTED, Leak, Machine
 
 Fake = Callable[..., None]
 Expect = Callable[[str], None]
@@ -29,8 +29,8 @@ Expect = Callable[[str], None]
 LAST = '"${@: -1}"'  # a script's last argument
 SESSION = '[ "$1" != -ls ] || printf "There is a screen on:\\n\\t4242.nova\\t(Detached)\\n"'
 NO_SESSION = '[ "$1" != -ls ] || { echo "No Sockets found"; exit 1; }'
-UNPACK = f"""d={LAST}/nova-34; /bin/mkdir -p $d/nova/db $d/bin
-echo 1 >$d/nova/api.py; echo 2 >$d/bin/tool; echo >$d/setup.cfg"""
+UNPACK = f"""d={LAST}/nova-34; /bin/mkdir -p $d/nova/db $d/nova/wsgi $d/bin
+echo 1 >$d/nova/api.py; echo 2 >$d/bin/tool; echo >$d/nova/wsgi/osapi_compute.py; echo name = nova >$d/setup.cfg"""
 VENV = f'case "$*" in *" venv "*) /bin/mkdir -p {LAST}/lib/python3.11/site-packages;; esac'
 PACKAGES = """case "$1" in
     --show) while read -r name; do echo installed $name; done <ROOT/srv/packages; echo config-files procps;;
@@ -41,7 +41,7 @@ esac"""
 @pytest.fixture
 def installable(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
     """A machine on which nothing is installed yet, and everything can be; what would be downloaded is not."""
-    monkeypatch.setattr(nova, "download", lambda url, sha256: b"packed")
+    monkeypatch.setattr(nova, "download", lambda url, sha256="": b"packed")
     monkeypatch.setattr(sys, "executable", str(machine.path("/usr/bin/python3")))
     ready = lambda place: ("keystone.wsgi" if ":5000" in place else "mariadbd") in machine.transcript()
     monkeypatch.setattr(nova, "answers", ready)
@@ -56,7 +56,17 @@ def installable(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
     }  # fmt: skip
     for name, script in scripts.items():
         machine.fake(name, script)
-    quiet = ["apt-get", "dpkg", "useradd", "setpriv", "mariadb", "deb-systemd-helper", nova.ENV / "bin/python", sys.executable]
+    quiet = [
+        "chmod",
+        "apt-get",
+        "dpkg",
+        "useradd",
+        "setpriv",
+        "mariadb",
+        "deb-systemd-helper",
+        nova.ENV / "bin/python",
+        sys.executable,
+    ]
     for name in quiet:
         machine.fake(name)
     return machine
@@ -91,8 +101,10 @@ def test_branch_makes_the_tree_its_callers(cfg: nova.Settings, installable: Mach
     monkeypatch.setenv("SUDO_UID", "1000")
     nova.branch(cfg)
     assert (nova.HOME / "nova/api.py").read_text() == "1\n"
-    owners = {Path(path).name: owner for path, owner in installable.owners.items() if "/branch/nova-34/" in path}
-    assert owners == dict.fromkeys(("nova", "db", "api.py", "bin", "tool", "setup.cfg"), "1000")
+    owners = {Path(path).name: owner for path, owner in installable.owners.items() if "/nova-34/" in path}
+    files = ("nova", "db", "wsgi", "osapi_compute.py", "api.py", "bin", "tool", "setup.cfg")
+    assert owners == dict.fromkeys(files, "1000")
+    assert installable.owners[str(nova.HOME).removeprefix(str(installable.root))] == "1000", "and so is the folder: git insists"
 
 
 def test_branch_again_replaces_the_tree_and_nothing_else(branched: nova.Settings) -> None:
@@ -111,7 +123,7 @@ def test_branch_does_not_delete_a_change(branched: nova.Settings, changed: str) 
     path.write_text("a day's work")
     with pytest.raises(nova.Failure, match="Refusing to branch") as caught:
         nova.branch(branched)
-    assert str(caught.value) == f"Refusing to branch (1 changed files in {branched.DIR} would be lost: {changed})"
+    assert str(caught.value) == f"Refusing to branch (1 changes in {branched.DIR} would be lost: {changed})"
     assert path.read_text() == "a day's work"
 
 
@@ -122,13 +134,99 @@ def test_branch_that_was_cut_off_is_begun_again(branched: nova.Settings, monkeyp
     assert not (nova.HOME / "bin/tool").exists()
     nova.branch(branched)
     assert (nova.HOME / "bin/tool").read_text() == "2\n"
-    assert nova.changed_files() == []
+    assert nova.changes() == []
 
 
-def test_branch_says_what_it_cannot_fetch(cfg: nova.Settings) -> None:
-    with pytest.raises(nova.Failure, match="SOURCE lp:nova") as caught:
-        nova.branch(cfg, "lp:nova")
+@pytest.mark.parametrize(
+    "word", ["nova2", "git+nova", "git+ext::sh", "svn+https://example.org/nova", "https://example.org/nova", "pypi:"]
+)
+def test_a_form_of_source_that_there_is_not_is_refused_before_dir_is_made(
+    machine: Machine, word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert nova.main(["branch", word, folder(machine)]) == 2
+    assert f"SOURCE {word}: there is no such path; it can be pypi:nova" in capsys.readouterr().err
+    assert not Path(folder(machine)).exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "source"),
+    [
+        ("", ("locked", "", "")),
+        ("pypi:nova", ("locked", "", "")),
+        ("pypi:nova==33.0.0", ("pypi", "", "33.0.0")),
+        ("lp:nova", ("moved", "lp:nova", "")),
+        ("lp:~me/nova/mine", ("bzr", "lp:~me/nova/mine", "")),
+        ("git+https://example.org/nova", ("git", "https://example.org/nova", "")),
+        ("git+ssh://git@example.org:29418/openstack/nova", ("git", "ssh://git@example.org:29418/openstack/nova", "")),
+        ("git+ssh://git@example.org/nova@stable/2026.2", ("git", "ssh://git@example.org/nova", "stable/2026.2")),
+        ("git+file:///srv/nova.git@34.0.0", ("git", "file:///srv/nova.git", "34.0.0")),
+        ("https://me@example.org/nova.git@topic", ("git", "https://me@example.org/nova.git", "topic")),
+        ("bzr+https://example.org/nova", ("bzr", "https://example.org/nova", "")),
+        ("bzr+ssh://me@example.org/nova", ("bzr", "bzr+ssh://me@example.org/nova", "")),
+    ],
+)
+def test_source_is_known_by_its_form(word: str, source: tuple[str, str, str]) -> None:
+    assert nova.source_from(word) == source
+
+
+def test_a_password_in_source_is_refused_and_shown_nowhere(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    assert nova.main(["branch", "git+https://me:secret@example.org/nova", folder(machine)]) == 2
+    assert "a password has no place in a command line" in (said := capsys.readouterr().err) and "secret" not in said
+
+
+def test_another_release_is_found_through_the_users_index(installable: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str]] = []
+    page = b'href="../../files/nova-33.0.0.0rc1.tar.gz#sha256=cd34" href="../../files/nova-33.0.0.tar.gz#sha256=ab12"'
+    monkeypatch.setattr(nova, "download", lambda url, sha256="": asked.append((url, sha256)) or page)
+    monkeypatch.setenv("PIP_INDEX_URL", "https://packages.example.org/root/simple/")
+    (nova.STATE / "cache").mkdir(parents=True)
+    nova.released("33.0.0")
+    site = "https://packages.example.org/root"
+    assert asked == [(f"{site}/simple/nova/", ""), (f"{site}/files/nova-33.0.0.tar.gz", "sha256:ab12")]
+    with pytest.raises(nova.Failure, match="names no such release") as caught:
+        nova.released("33.0")
     assert caught.value.code == 2
+
+
+def test_what_a_source_needs_is_installed_only_for_that_source(cfg: nova.Settings, installable: Machine) -> None:
+    with pytest.raises((nova.Failure, Leak)):
+        nova.branch(cfg, "bzr+https://example.org/nova")
+    assert re.search(r"apt-get .* install .* brz$", installable.transcript(), re.M)
+    installable.calls.unlink()
+    nova.branch(cfg)
+    assert "apt-get" not in installable.transcript()
+
+
+@pytest.mark.parametrize("name", sorted(nova.OWN))
+def test_a_source_with_a_name_of_nova_pys_own_is_refused(branched: nova.Settings, installable: Machine, name: str) -> None:
+    installable.fake("tar", UNPACK + f"; echo >$d/{name}")
+    with pytest.raises(nova.Failure, match=f"it has {name}, where nova.py keeps its own") as caught:
+        nova.branch(branched)
+    assert caught.value.code == 2
+    assert (nova.HOME / "bin/tool").read_text() == "2\n"
+
+
+def test_branch_leaves_a_running_cloud_its_tree(branched: nova.Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nova, "processes", lambda: [psutil.Process()])
+    with pytest.raises(nova.Failure, match="1 processes of the cloud run from"):
+        nova.branch(branched)
+    assert (nova.HOME / "bin/tool").read_text() == "2\n"
+
+
+def test_another_tree_gets_another_environment(branched: nova.Settings, installable: Machine) -> None:
+    nova.install_openstack(branched)
+    installable.calls.unlink()
+    nova.install_openstack(branched)
+    assert "venv" not in installable.transcript()
+    nova.branch(branched)
+    nova.install_openstack(branched)
+    assert "uv --quiet --no-config venv" in installable.transcript()
+
+
+def test_the_trees_version(branched: nova.Settings) -> None:
+    assert nova.tree_version() == re.search(r'name = "nova"\nversion = "(.+)"', (nova.HERE / "uv.lock").read_text())[1]  # type: ignore[index]
+    (nova.HOME / "PKG-INFO").write_text("Metadata-Version: 2.4\nVersion: 35.0.0.0rc1\nName: nova\n")
+    assert nova.tree_version() == "35.0.0.0rc1"
 
 
 # ---- install ----
@@ -246,16 +344,16 @@ def test_the_machines_own_policy_stays(enabling: Path, machine: Machine) -> None
 
 
 def test_a_changed_lock_makes_the_environment_again(branched: nova.Settings, installable: Machine) -> None:
-    nova.install_openstack()
+    nova.install_openstack(branched)
     (nova.ENV / "made-from").write_text("another lock")
     installable.calls.unlink()
-    nova.install_openstack()
+    nova.install_openstack(branched)
     assert "uv --quiet --no-config venv" in installable.transcript()
 
 
 def test_libvirts_python_alone_is_seen_of_the_distributions(branched: nova.Settings, installable: Machine) -> None:
     installable.put("/usr/lib/python3/dist-packages/yaml.py")
-    nova.install_openstack()
+    nova.install_openstack(branched)
     nova.make_users()
     path = Path(next(nova.ENV.glob("lib/*/site-packages/distribution.pth")).read_text().strip())
     assert sorted(p.name for p in path.iterdir()) == ["libvirt.py", "libvirtmod.so"]

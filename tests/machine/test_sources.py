@@ -196,7 +196,17 @@ def test_a_folder_comes_with_its_changes_and_its_git(there: Branched, commits: d
     assert git(there.tree, "status", "--porcelain") == "?? nova/new.py"
     assert git(there.tree, "describe", "--tags").startswith("34.0.1-1-")
     assert (there.tree / "nova/new.py").stat().st_mode & 0o044 == 0o044, "services, which are not its owner, read it"
-    assert "nova/new.py" in there.branch(ok=1)
+    there.branch(work)  # both are still there, so nothing would be lost
+    assert git(there.tree, "status", "--porcelain") == ""
+    lose_change(there.tree)
+    assert WSGI in there.branch(work, ok=1)
+
+
+def test_a_linked_work_tree_is_a_plain_folder(there: Branched, commits: dict[str, str]) -> None:
+    there.clear()
+    git(there.folder / "work", "worktree", "add", "--quiet", "../linked", "stable/topic")
+    there.branch("linked")
+    assert not (there.tree / ".git").exists() and (there.tree / WSGI).read_text().endswith("# of the topic\n")
 
 
 def test_a_plain_folder(there: Branched, plain: Path) -> None:
@@ -269,14 +279,14 @@ def test_a_red_unit_test_stops_the_run_and_a_green_tree_runs(machine: Machine) -
     tree, bare = machine.folder / "nova", machine.folder / "upstream.git"
     machine.nova("branch")
     machine.nova("branch", "git+file:///nowhere.git", ok=1)
-    names = [path.name for path in tree.iterdir() if path.name not in ("state", "PKG-INFO", "instances", "images")]
-    (machine.folder / "gitignore").write_text(GITIGNORE)
     git(tree, "init", "--quiet", "--initial-branch=master")
-    git(tree, "-c", f"core.excludesFile={machine.folder}/gitignore", "add", *(n for n in names if not n.endswith(".egg-info")))
+    (tree / ".gitignore").write_text(GITIGNORE + "PKG-INFO\n/state\n/instances\n/images\n/novarc\n/clouds.yaml\n")
+    git(tree, "add", "--all")
     git(tree, "commit", "--quiet", "--message", "a release")
     git(tree, "tag", "34.0.1")
     git(tree, "clone", "--quiet", "--bare", ".", str(bare))
     shutil.rmtree(tree / ".git")
+    (tree / ".gitignore").unlink()
 
     machine.nova("branch", f"git+file://{bare}@34.0.1")
     assert not (tree / "PKG-INFO").exists()
