@@ -211,9 +211,9 @@ def far(*command: str) -> str:
 CLOUDS: dict[str, dict[str, str]] = {
     "vlan": {"NET_MAN": "VlanManager", "FLAT_INTERFACE": "nova-spare", "FIXED_RANGE": "10.11.0.0/24", "CONSOLES": "1"}
     | {"VOLUMES_SIZE": "10"},
-    "sqlite": {"USE_MYSQL": "0"},
     "flat-dhcp": {"NET_MAN": "FlatDHCPManager", "FLAT_INTERFACE": "nova-spare", "USE_IPV6": "1", "HOST_IP": "198.51.100.10"},
-    "flat": {"NET_MAN": "FlatManager", "INTERFACE": "nova-host", "FLOATING_RANGE": "10.66.0.0/28"},
+    "flat": {"NET_MAN": "FlatManager", "INTERFACE": "nova-host", "FLOATING_RANGE": "10.66.0.0/28"}
+    | {"USE_MYSQL": "0", "VOLUMES_SIZE": "10"},
 }
 
 

@@ -23,7 +23,7 @@ import pytest
 
 from .conftest import NOVA_PY, Machine, eventually, on
 
-pytestmark = on("sqlite")
+pytestmark = on("flat")
 INSTANCES, CLIENTS = 20, 8
 # What a service says when it could not use its database, or when an API answered with 500.
 TROUBLE = re.compile(rb"database is locked|DBDeadlock|status: 500|HTTP 500|Internal Server Error|Unexpected API Error")
@@ -98,6 +98,24 @@ def test_20_instances_by_8_clients_at_once(cloud: Machine, room: Any) -> None:
     for server in servers:
         room.compute.delete_server(server)
     eventually("their end", lambda: not list(room.compute.servers()), 300)
+    assert troubles(cloud) == []
+
+
+def test_8_volumes_at_once(cloud: Machine) -> None:
+    """cinder too is on SQLite."""
+
+    def make(name: str) -> str:
+        storage = connect(cloud).block_storage
+        volume = storage.create_volume(name=name, size=1)
+        ended = lambda: (now := storage.get_volume(volume.id).status) in ("available", "error") and now
+        status = str(eventually(name, ended, 300))
+        storage.delete_volume(volume.id)
+        eventually(f"the end of {name}", lambda: volume.id not in [v.id for v in storage.volumes()], 300)
+        return status
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        assert list(pool.map(make, [f"load-{n}" for n in range(CLIENTS)])) == ["available"] * CLIENTS
+    assert (cloud.folder / "nova/state/databases/sqlite/cinder").exists()
     assert troubles(cloud) == []
 
 
