@@ -197,6 +197,20 @@ def test_only_the_token_opens_a_console(guest: Machine, kind: str) -> None:
     assert greeting(address), "and the token is still good"
 
 
+def test_a_token_ends_after_ten_minutes(guest: Machine) -> None:
+    address = websocket_url(guest, "serial")
+
+    def sql(line: str) -> str:
+        command = ["mariadb", "--no-defaults", f"--socket={guest.folder}/nova/state/mysql/sock", "-N", "nova_cell1", "-e", line]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    left = int(sql("SELECT MAX(expires) - UNIX_TIMESTAMP() FROM console_auth_tokens"))
+    assert 540 <= left <= 600
+    assert greeting(address)
+    sql(f"UPDATE console_auth_tokens SET expires = expires - {left} - 1")  # so much later
+    assert greeting(address) == ""
+
+
 def test_a_token_ends_with_its_instance(guest: Machine) -> None:
     guest.shell("openstack server create --image ami-tty --flavor m1.tiny --network private --wait gone")
     addresses = [websocket_url(guest, kind, "gone") for kind in KINDS]
