@@ -1647,7 +1647,7 @@ def unpack_novnc() -> None:
             do("apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", "novnc", cwd=page, hint=NETWORK)
             do("dpkg-deb", "--extract", *page.glob("*.deb"), page)
 
-    make_once(page / "made-from", distribution()["kernel"], unpack)
+    make_once(page / "made-from", platform.freedesktop_os_release()["VERSION_ID"], unpack)
 
 
 # ---- run ----
