@@ -393,7 +393,7 @@ WORKERS = (
     Service("scheduler",    USER, f"nova-scheduler {NOVA_CONF}"),
     Service("compute",      ROOT, "nova-compute --config-file $CONF/nova.conf"),
     Service("network-meta", ROOT, "neutron-ovn-metadata-agent --config-file $CONF/neutron.conf"),
-    Service("volume-scheduler", USER, "cinder-scheduler --config-file $CONF/cinder.conf"),
+    Service("volume-sched", USER, "cinder-scheduler --config-file $CONF/cinder.conf"),
     Service("volume",       ROOT, "cinder-volume --config-file $CONF/cinder.conf"),
 )
 SERVICES = {service.window: service for service in SERVERS + CONTROL + WORKERS}
@@ -498,7 +498,7 @@ UNIT_TESTS = {
 
 # What only a setting asks for: first columns of rows above; packages: conf/packages.toml.
 ONLY_WITH: dict[str, set[object]] = {
-    "VOLUMES_SIZE": {"state/cinder", "state/volumes", "conf/cinder.conf.tmpl", "volume-api", "volume-scheduler", "volume",
+    "VOLUMES_SIZE": {"state/cinder", "state/volumes", "conf/cinder.conf.tmpl", "volume-api", "volume-sched", "volume",
                      ("cinder",), "cinder", "volumes"},
     "VOLUMES_LVM":  {"/etc/tgt", "conf/targets.conf.tmpl", "tgt", "iscsi"},
     "CONSOLES":     {"novnc", "serial", "conf/consoles.nft.tmpl"},
@@ -1761,8 +1761,9 @@ def make_volumes(cfg: Settings) -> None:
 
 def has_iscsi() -> bool:
     """Has this kernel device-mapper and an iSCSI initiator? Containers' and micro-VMs' have not, as a rule."""
-    loaded = Path("/sys/module/iscsi_tcp").exists() or ask("modprobe", "--show-depends", "iscsi_tcp", default="")
-    return Path("/dev/mapper/control").exists() and bool(loaded)
+    if not Path("/dev/mapper/control").exists():
+        return False
+    return Path("/sys/module/iscsi_tcp").exists() or bool(ask("modprobe", "--show-depends", "iscsi_tcp", default=""))
 
 
 def start_session(cfg: Settings) -> None:

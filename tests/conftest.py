@@ -262,6 +262,8 @@ def moved(value: Any, machine: Machine) -> Any:
         return str(machine.path(value)) if re.fullmatch(r"/[\w./-]+", value) else value.replace("/run/nova.py", str(nova.HOME))
     if isinstance(value, dict):
         return {key: moved(item, machine) for key, item in value.items()}
+    if isinstance(value, set):
+        return {moved(item, machine) for item in value}
     return tuple(moved(item, machine) for item in value) if type(value) is tuple else value
 
 

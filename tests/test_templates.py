@@ -19,7 +19,7 @@ import nova
 from .conftest import Machine
 
 TEMPLATES = [row[0] for row in nova.CONFIG_FILES]
-INI = [t for t in TEMPLATES if re.search(r"(nova|nova-db|keystone|glance-api|placement|neutron)\.conf|my\.cnf|\.ini", t)]
+INI = [t for t in TEMPLATES if re.search(r"(nova|nova-db|keystone|glance-api|placement|neutron|cinder)\.conf|my\.cnf|\.ini", t)]
 SHELL = ["novarc.tmpl", "conf/window.tmpl", "conf/test.tmpl"]
 ANYWHERE = r"0\.0\.0\.0|\[::\]|=\s*::|listen\w*\s*=\s*\*"
 
@@ -28,7 +28,8 @@ ANYWHERE = r"0\.0\.0\.0|\[::\]|=\s*::|listen\w*\s*=\s*\*"
 def made(cfg: nova.Settings, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> nova.Settings:
     """A cloud's folder with every file in it, those that only a setting asks for as well."""
     monkeypatch.setattr(nova, "ONLY_WITH", {})
-    machine.path("/etc/libvirt").mkdir()
+    for name in ("libvirt", "tgt"):
+        machine.path(f"/etc/{name}").mkdir()
     nova.make_folders(cfg)
     nova.write_config(dataclasses.replace(cfg, USE_IPV6=True))
     return cfg
@@ -93,7 +94,7 @@ def test_a_file_says_where_to_edit_it(template: str, made: nova.Settings) -> Non
 
 
 def test_every_ini_file_is_looked_at() -> None:
-    assert len(INI) == 8
+    assert len(INI) == 9
 
 
 @pytest.mark.parametrize("template", INI)
@@ -107,7 +108,9 @@ def test_an_ini_file_has_no_empty_section(template: str, made: nova.Settings) ->
     assert [s for s in parser.sections() if not parser.options(s)] == []
 
 
-@pytest.mark.parametrize("template", ["nova.conf.tmpl", "conf/glance-api.conf.tmpl", "conf/placement.conf.tmpl"])
+@pytest.mark.parametrize(
+    "template", ["nova.conf.tmpl", "conf/glance-api.conf.tmpl", "conf/placement.conf.tmpl", "conf/cinder.conf.tmpl"]
+)
 def test_a_service_logs_in_as_its_user_of_the_catalog(template: str, made: nova.Settings) -> None:
     part = parsed(template)["keystone_authtoken"]
     assert part["username"] in {name for name, _, _ in nova.ENDPOINTS}

@@ -368,8 +368,9 @@ def test_users_that_are_there_are_not_made_again(cfg: nova.Settings, installable
 
 def test_folders_have_their_owner_and_services_folders_are_private(cfg: nova.Settings, machine: Machine) -> None:
     nova.make_folders(cfg)
-    assert {name: machine.owners[f"/run/nova.py/{name}"] for name, _ in nova.FOLDERS} == dict(nova.FOLDERS)
-    modes = {(owner, (nova.HOME / name).stat().st_mode & 0o777) for name, owner in nova.FOLDERS}
+    folders = nova.rows(cfg, nova.FOLDERS)
+    assert {name: machine.owners[f"/run/nova.py/{name}"] for name, _ in folders} == dict(folders)
+    modes = {(owner, (nova.HOME / name).stat().st_mode & 0o777) for name, owner in folders}
     assert modes == {(nova.USER, 0o700), (nova.ROOT, 0o711)}
 
 
