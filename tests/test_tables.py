@@ -162,6 +162,7 @@ def test_packages_are_known_for_the_distributions_promised() -> None:
     assert set(PACKAGES) == {"packages", "only_with", "sources", "distributions"}
     assert set(PACKAGES["sources"]) <= {kind for _, kind in nova.SOURCES}
     assert set(PACKAGES["only_with"]) <= set(nova.ONLY_WITH)
+    assert set(PACKAGES["sources"]) <= {kind for _, kind in nova.SOURCES}
     assert set(PACKAGES["distributions"]) == {"debian-12", "debian-13", "ubuntu-24.04"}
 
 
@@ -196,7 +197,7 @@ def flat(group: str) -> list[str]:
     return [word for row in rows for word in (flat(row["include-group"]) if isinstance(row, dict) else [row])]
 
 
-@pytest.mark.parametrize("group", ["tool", "cloud", "cloud-build", "tests"])
+@pytest.mark.parametrize("group", ["tool", "cloud", "cloud-build", "tests", *(group for (group,) in nova.GROUPS)])
 def test_the_lock_is_in_step_with_pyproject(group: str) -> None:
     locked = {row["name"] + row.get("specifier", "") for row in locked_requirements()[group]}
     assert locked == {word.lower().replace(" ", "") for word in flat(group)}
