@@ -366,7 +366,13 @@ def test_users_that_are_there_are_not_made_again(cfg: nova.Settings, installable
     assert [line.split()[-1] for line in made] == [nova.GUEST_USER]
 
 
-def test_folders_have_their_owner_and_services_folders_are_private(cfg: nova.Settings, machine: Machine) -> None:
+def test_folders_have_their_owner_and_services_folders_are_private(
+    cfg: nova.Settings, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nova.make_folders(cfg)
+    only_with = {name for names in nova.ONLY_WITH.values() for name in names}
+    assert [name for name, _ in nova.FOLDERS if (nova.HOME / name).exists() == (name in only_with)] == []
+    monkeypatch.setattr(nova, "ONLY_WITH", {})
     nova.make_folders(cfg)
     folders = nova.rows(cfg, nova.FOLDERS)
     assert {name: machine.owners[f"/run/nova.py/{name}"] for name, _ in folders} == dict(folders)
