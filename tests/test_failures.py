@@ -323,11 +323,12 @@ def test_a_port_in_use_names_who_has_it(
     machine.put(f"/proc/{os.getpid()}/mountinfo")
     if cloud:
         machine.has_cloud(os.getpid(), cloud)
+        machine.put(f"/proc/{os.getpid()}/root/{nova.HOME}/state/settings.json", '{"SCREEN_NAME": "theirs"}')
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         machine.listening = [c for c in everybodys_connections("tcp") if c.pid == os.getpid()]
         monkeypatch.setattr(nova, "WORKERS", (nova.Service("mine", nova.USER, "", f"127.0.0.1:{port}"),))
-        who = f"the cloud in {cloud}" if cloud else f"{psutil.Process().name()}, pid {os.getpid()}"
+        who = f"the cloud in {cloud} (session theirs)" if cloud else f"{psutil.Process().name()}, pid {os.getpid()}"
         assert str(failure(nova.check_ports, cfg)) == f"port {port} is in use by {who}"
     machine.listening = [c for c in everybodys_connections("tcp") if c.pid == os.getpid()]
     nova.check_ports(cfg)
@@ -521,7 +522,7 @@ def test_run_is_not_at_work_while_its_session_is_shown(
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("verb", [v for v in VERBS if v != "run"])
+@pytest.mark.parametrize("verb", [v for v in VERBS if v not in ("run", "status")])
 def test_every_other_verb_is_at_work_until_its_end(
     cfg: nova.Settings, fake: Fake, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
