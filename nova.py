@@ -934,7 +934,7 @@ def nearest(path: Path) -> Path:
 
 
 def check_elsewhere(cfg: Settings) -> None:
-    """INSTANCES_PATH and LOCK_PATH are outside of DIR, folders or not there yet, with room."""
+    """INSTANCES_PATH and LOCK_PATH are outside of DIR and of what the cloud has its own of, folders or not there yet."""
     for name, _ in ELSEWHERE:
         if not (value := getattr(cfg, name)):
             continue
@@ -962,7 +962,7 @@ def check_image(cfg: Settings) -> None:
         url = urllib.parse.urlsplit(cfg.IMAGE if "://" in cfg.IMAGE else "")
     except ValueError as error:
         raise Failure(f"IMAGE={shown}: {error}", code=2) from None
-    if url.scheme and not (url.scheme in ("http", "https") and url.hostname and not url.password and Path(url.path).name):
+    if url.scheme and not (url.scheme in ("http", "https") and url.hostname and not url.password and url.path.strip("/")):
         raise Failure(f"IMAGE={shown}: it can be a path, or the URL of a file by http or https, without a password", code=2)
     if not re.fullmatch(r"(sha256=[0-9a-fA-F]{64})?", url.fragment):
         raise Failure(f"IMAGE={shown}: after # it can say sha256=HEX", code=2)
@@ -1618,7 +1618,7 @@ def make_image() -> None:
 
 
 def image_file(cfg: Settings) -> Path:
-    """Where the bytes of IMAGE are: a URL's in our cache, a path's where our caller sees it, since we see libvirt folders of our own."""
+    """Where the bytes of IMAGE are: a URL's in our cache, a path's where our caller sees it (we see libvirt folders of our own)."""
     if "://" in cfg.IMAGE:
         return STATE / f"cache/image-{hashlib.sha256(cfg.IMAGE.encode()).hexdigest()[:16]}"
     return Path(f"/proc/{os.getppid()}/root{Path(cfg.IMAGE).absolute()}")

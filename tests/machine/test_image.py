@@ -39,9 +39,14 @@ def test_what_is_no_image_is_refused_before_anything_is_made(cloud: Machine) -> 
     subprocess.run([*make, "-F", "qcow2", "-b", str(served / "tty-of-mine.qcow2"), layer], check=True)
     subprocess.run([*make, "-o", f"data_file={refused}/data.raw", split, "1M"], check=True)
     (refused / "empty.img").touch()
-    (refused / "text.img").write_text("no disk\n" * 1000)
-    reasons = {"layer": "needs another file", "split": "needs another file", "empty": "it is empty", "text": "neither qcow2 nor"}
-    for name, why in {**reasons, "none": "there is no such file"}.items():
+    (refused / "text.img").write_text("no disk\n" * 1001)
+    reasons = {
+        "layer": "has a backing file",
+        "split": "has data_file set",
+        "empty": "neither qcow2 nor",
+        "text": "neither qcow2 nor",
+    }
+    for name, why in {**reasons, "none": "No such file"}.items():
         said = cloud.nova("run_detached", "two", ok=2, env={"IMAGE": f"refused/{name}.img", "SCREEN_NAME": "two"})
         assert f"IMAGE=refused/{name}.img: " in said and why in said
     assert not (cloud.folder / "two").exists()
