@@ -939,11 +939,7 @@ def check_elsewhere(cfg: Settings) -> None:
         if not (value := getattr(cfg, name)):
             continue
         path, there = Path(value).resolve(), nearest(Path(value).resolve())
-        for taken in (
-            cfg.DIR.resolve(),
-            HOME,
-            *(Path(machine) for machine, _ in PRIVATE_FOLDERS),
-        ):  # the cloud sees its own there
+        for taken in (cfg.DIR.resolve(), HOME, *(Path(machine) for machine, _ in PRIVATE_FOLDERS)):
             if path == taken or taken in path.parents or path in taken.parents:
                 why = f"it and {taken} must lie beside each other; leave it empty for a folder in {cfg.DIR}"
                 raise Failure(f"{name}={value}: {why}", code=2)
@@ -1618,7 +1614,7 @@ def make_image() -> None:
 
 
 def image_file(cfg: Settings) -> Path:
-    """Where the bytes of IMAGE are: a URL's in our cache, a path's where our caller sees it (we see libvirt folders of our own)."""
+    """Where the bytes of IMAGE are: a URL's in our cache, a path's where our caller sees it (libvirt's are our own)."""
     if "://" in cfg.IMAGE:
         return STATE / f"cache/image-{hashlib.sha256(cfg.IMAGE.encode()).hexdigest()[:16]}"
     return Path(f"/proc/{os.getppid()}/root{Path(cfg.IMAGE).absolute()}")
