@@ -934,30 +934,35 @@ def nearest(path: Path) -> Path:
 
 
 def check_elsewhere(cfg: Settings) -> None:
-    """INSTANCES_PATH and LOCK_PATH are outside of DIR, folders or not there yet, with room."""
+    """INSTANCES_PATH and LOCK_PATH are outside of DIR and of what the cloud has its own of, folders or not there yet."""
     for name, _ in ELSEWHERE:
         if not (value := getattr(cfg, name)):
             continue
         path, there = Path(value).resolve(), nearest(Path(value).resolve())
-        if path == cfg.DIR or cfg.DIR in path.parents or path in cfg.DIR.parents:
-            raise Failure(
-                f"{name}={value}: it and {cfg.DIR} must lie beside each other; leave it empty for a folder in there", code=2
-            )
+        for taken in (cfg.DIR.resolve(), HOME, *(Path(machine) for machine, _ in PRIVATE_FOLDERS)):
+            if path == taken or taken in path.parents or path in taken.parents:
+                why = f"it and {taken} must lie beside each other; leave it empty for a folder in {cfg.DIR}"
+                raise Failure(f"{name}={value}: {why}", code=2)
         if not there.is_dir():
             raise Failure(f"{name}={value}: {there} is not a folder", code=2)
-        if shutil.disk_usage(there).free < 1 << 30 or os.statvfs(there).f_flag & os.ST_RDONLY:
-            raise Failure(f"{name}={value}: {there} is read-only, or has less than 1 GiB free", code=2)
+        if os.statvfs(there).f_flag & os.ST_RDONLY:
+            raise Failure(f"{name}={value}: {there} is read-only", code=2)
+        if name == "INSTANCES_PATH" and shutil.disk_usage(there).free < 1 << 30:
+            raise Failure(f"{name}={value}: less than 1 GiB is free there", code=2)
 
 
 def check_image(cfg: Settings) -> None:
     """IMAGE is a URL that can be asked, or a file that is an image; what a URL brings is looked at when it is here."""
-    url = urllib.parse.urlsplit(cfg.IMAGE)
-    if url.scheme in ("http", "https") and url.hostname and not url.password:
-        if not re.fullmatch(r"(sha256=[0-9a-f]{64})?", url.fragment):
-            raise Failure(f"IMAGE={cfg.IMAGE}: after # it can say sha256=HEX", code=2)
-    elif url.scheme:
-        raise Failure(f"IMAGE={cfg.IMAGE}: it can be a path, or a URL of http or https without a password", code=2)
-    elif cfg.IMAGE:
+    shown = re.sub("//.*@", "//...@", cfg.IMAGE)
+    try:
+        url = urllib.parse.urlsplit(cfg.IMAGE if "://" in cfg.IMAGE else "")
+    except ValueError as error:
+        raise Failure(f"IMAGE={shown}: {error}", code=2) from None
+    if url.scheme and not (url.scheme in ("http", "https") and url.hostname and not url.password and url.path.strip("/")):
+        raise Failure(f"IMAGE={shown}: it can be a path, or the URL of a file by http or https, without a password", code=2)
+    if not re.fullmatch(r"(sha256=[0-9a-fA-F]{64})?", url.fragment):
+        raise Failure(f"IMAGE={shown}: after # it can say sha256=HEX", code=2)
+    if cfg.IMAGE and not url.scheme:
         image_format(Path(cfg.IMAGE))
 
 
@@ -968,10 +973,14 @@ def image_format(path: Path) -> tuple[str, int]:
     """
     from oslo_utils.imageutils import format_inspector  # here: most verbs need none
 
+    logging.getLogger("oslo_utils").addHandler(logging.NullHandler())  # what it finds is told below
     try:
         inspector: Any = format_inspector.detect_file_format(str(path))
         inspector.safety_check()
-    except (OSError, format_inspector.ImageFormatError, format_inspector.SafetyCheckFailed) as error:
+    except format_inspector.SafetyCheckFailed as error:
+        why = ", ".join(str(each) for each in error.failures.values())
+        raise Failure(f"IMAGE={path}: {why}; make it one whole file: qemu-img convert -O qcow2 OLD NEW", code=2) from None
+    except (OSError, format_inspector.ImageFormatError) as error:
         raise Failure(f"IMAGE={path}: {getattr(error, 'strerror', None) or error}", code=2) from None
     form = {"gpt": "raw"}.get(str(inspector), str(inspector))  # a partition table: a disk as it is
     if form not in ("raw", "qcow2") or not inspector.virtual_size or (form == "raw" and path.stat().st_size % 512):
@@ -1096,7 +1105,7 @@ def check_ports(cfg: Settings) -> None:
     places = " ".join(render(service.answers, cfg) for service in rows(cfg, SERVERS, CONTROL, WORKERS))
     wanted = {int(port) for port in re.findall(r":(\d+)", places)} | {PATHS["RABBIT_DIST_PORT"], PATHS["EPMD_PORT"]}
     wanted |= set(CONSOLE_PORTS if cfg.CONSOLES else ())
-    for connection in psutil.net_connections("tcp"):
+    for connection in sorted(psutil.net_connections("tcp"), key=lambda each: getattr(each.laddr, "port", 0)):
         port = connection.laddr.port if connection.laddr else 0
         if connection.status == psutil.CONN_LISTEN and port in wanted:
             name = psutil.Process(connection.pid).name() if connection.pid else "a program that cannot be seen"
@@ -1480,7 +1489,7 @@ def make_folders(cfg: Settings) -> None:
         give(HOME / name, owner)
         (HOME / name).chmod(0o700 if owner == USER else 0o711)
     plain = {k: v for k, v in asdict(cfg).items() if k not in (*SECRETS, "DIR")}
-    write_file(STATE / "settings.json", json.dumps(plain, indent=1))
+    write_file(STATE / "settings.json", json.dumps(plain, indent=1), 0o600)  # IMAGE's URL may hold a token
     known = passwords(STATE)
     for name in SECRETS:
         known[name] = getattr(cfg, name) or known.get(name) or secrets.token_urlsafe(24)
@@ -1612,8 +1621,10 @@ def make_image() -> None:
 
 
 def image_file(cfg: Settings) -> Path:
-    """Where the bytes of IMAGE are: a URL's are kept in our cache."""
-    return STATE / f"cache/image-{hashlib.sha256(cfg.IMAGE.encode()).hexdigest()[:16]}" if "://" in cfg.IMAGE else Path(cfg.IMAGE)
+    """Where the bytes of IMAGE are: a URL's in our cache, a path's where our caller sees it (libvirt's are our own)."""
+    if "://" in cfg.IMAGE:
+        return STATE / f"cache/image-{hashlib.sha256(cfg.IMAGE.encode()).hexdigest()[:16]}"
+    return Path(f"/proc/{os.getppid()}/root{Path(cfg.IMAGE).absolute()}")
 
 
 def fetch_image(cfg: Settings) -> None:
@@ -1630,7 +1641,7 @@ def fetch_image(cfg: Settings) -> None:
                     raise OSError(f"cut off after {part.stat().st_size} of {size} bytes")
             except OSError as error:
                 raise Failure(f"IMAGE={cfg.IMAGE}: {error}", NETWORK) from None
-            if url.fragment and url.fragment != f"sha256={digest(part)}":
+            if url.fragment and url.fragment.lower() != f"sha256={digest(part)}":
                 raise Failure(f"IMAGE={cfg.IMAGE}: its SHA-256 is {digest(part)}")
             image_format(part)
             part.rename(path)
@@ -2259,8 +2270,8 @@ def prepare_folder(cfg: Settings, verb: str) -> None:
     if os.path.lexists(state := cfg.DIR / "state") and (state.is_symlink() or state.stat().st_uid != 0):
         raise Failure(f"Refusing to use {cfg.DIR}/state (it is not root's, so it may hold anything)", "remove it first")
     if verb == "status":
-        HOME.mkdir(exist_ok=True)
-        do("mount", "--bind", cfg.DIR.resolve(), HOME)  # nobody but us sees this
+        if HOME.exists():  # where it is not, no cloud is up
+            do("mount", "--bind", cfg.DIR.resolve(), HOME)  # nobody but us sees this
         return
     if not (cfg.DIR / "state").exists():
         check_machine(cfg)

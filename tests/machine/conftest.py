@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import http.server
 import json
 import os
 import re
@@ -10,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -147,6 +151,7 @@ class Machine:
             "ip_forward": Path("/proc/sys/net/ipv4/ip_forward").read_text(),
             "domains": sorted(p.name for p in (self.folder / "nova/state/libvirt/etc/qemu").glob("*.xml")),
             "guests": [line for line in self.processes() if "qemu-system" in line],
+            "disks": sorted(str(path) for path in (self.folder / "disks").rglob("*")),
             "addresses": re.findall(r"inet6? (\S+)", ask("ip", "address")),
             "up and promiscuous": {n: read(f"/sys/class/net/{n}/flags") for n in names},
             "routes": sorted([*ask("ip", "route").splitlines(), *ask("ip", "-6", "route").splitlines()]),
@@ -211,9 +216,12 @@ def far(*command: str) -> str:
 CLOUDS: dict[str, dict[str, str]] = {
     "vlan": {"NET_MAN": "VlanManager", "FLAT_INTERFACE": "nova-spare", "FIXED_RANGE": "10.11.0.0/24", "CONSOLES": "1"}
     | {"VOLUMES_SIZE": "10"},
-    "flat-dhcp": {"NET_MAN": "FlatDHCPManager", "FLAT_INTERFACE": "nova-spare", "USE_IPV6": "1", "HOST_IP": "198.51.100.10"},
+    "flat-dhcp": {"NET_MAN": "FlatDHCPManager", "FLAT_INTERFACE": "nova-spare", "USE_IPV6": "1", "HOST_IP": "198.51.100.10"}
+    | {"SCREEN_NAME": "mine", "SCREEN_STATUS": "0"},
     "flat": {"NET_MAN": "FlatManager", "INTERFACE": "nova-host", "FLOATING_RANGE": "10.66.0.0/28"}
-    | {"USE_MYSQL": "0", "VOLUMES_SIZE": "10"},
+    | {"USE_MYSQL": "0", "VOLUMES_SIZE": "10"}
+    | {"INSTANCES_PATH": "{folder}/disks/instances", "LOCK_PATH": "{folder}/disks/locks"}
+    | {"IMAGE": "http://127.0.0.1:{port}/tty-of-mine.qcow2#sha256={sha256}"},
 }
 
 
@@ -225,8 +233,11 @@ def on(name: str) -> pytest.MarkDecorator:
 @pytest.fixture(scope="session")
 def cloud(machine: Machine, wires: None, request: pytest.FixtureRequest) -> Iterator[Machine]:
     """A cloud made with one row of CLOUDS, and the keypair `mine` in it; taken down to nothing when the next one comes."""
-    before = machine.traces()
-    machine.nova("run_detached", env=CLOUDS[request.param])
+    before, chosen = machine.traces(), CLOUDS[request.param]
+    if "IMAGE" in chosen:
+        places = {"folder": str(machine.folder), **request.getfixturevalue("served_image")}
+        chosen = {name: value.format(**places) for name, value in chosen.items()}
+    machine.nova("run_detached", env=chosen)
     if not machine.key.exists():
         machine.shell(f"ssh-keygen -q -t ed25519 -N '' -f {machine.key}")
     machine.shell(f"openstack keypair create --public-key {machine.key}.pub mine")
@@ -235,6 +246,21 @@ def cloud(machine: Machine, wires: None, request: pytest.FixtureRequest) -> Iter
         machine.nova(verb)
     assert machine.traces() == before
     assert machine.processes() == [] and machine.ports() == set()
+
+
+@pytest.fixture(scope="session")
+def served_image(machine: Machine) -> Iterator[dict[str, Any]]:
+    """tty-of-mine.qcow2, made by qemu-img from ami-tty's root disk, on a web server of this machine: its port and hash."""
+    machine.nova("install")  # it brings qemu-img, and that root disk
+    folder = machine.folder / "served"
+    folder.mkdir()
+    source, image = str(machine.folder / "nova/images/root.img"), folder / "tty-of-mine.qcow2"
+    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", source, str(image)], check=True)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield {"port": server.server_port, "sha256": hashlib.sha256(image.read_bytes()).hexdigest()}
+        server.shutdown()
 
 
 def listener(address: str) -> socket.socket:
