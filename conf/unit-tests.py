@@ -6,6 +6,7 @@ They are loaded once; then one process a CPU takes class after class. The first 
 
 import io
 import multiprocessing
+import os
 import sys
 import unittest
 from collections import defaultdict
@@ -32,6 +33,11 @@ def tests(suite: unittest.TestSuite) -> Iterator[unittest.TestCase]:
             yield each
 
 
+def be_quiet() -> None:
+    """What the tests log goes nowhere: a red one says what there is to say."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
 def run(name: str) -> tuple[int, list[tuple[str, str]]]:
     """How many tests of this class were run, and what the red ones said."""
     result = unittest.TextTestRunner(io.StringIO(), failfast=True).run(CLASSES[name])
@@ -44,7 +50,7 @@ def main() -> int | str:
     for test in tests(unittest.defaultTestLoader.loadTestsFromNames(modules(sys.argv[1:]))):
         CLASSES[f"{type(test).__module__}.{type(test).__qualname__}"].addTest(test)
     done, number = 0, sum(suite.countTestCases() for suite in CLASSES.values())
-    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("fork")) as pool:
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("fork"), initializer=be_quiet) as pool:
         for future in as_completed(pool.submit(run, name) for name in CLASSES):
             ran, red = future.result()
             if red:
