@@ -2201,7 +2201,7 @@ def remove_traces() -> None:
     """
     remove_policy()
     undo_recorded()
-    for device in Path("/sys/class/net").glob("tap*"):
+    for device in sorted(Path("/sys/class/net").glob("tap*")):
         address = (device / "address").read_text() if (device / "tun_flags").exists() else ""
         if address[2:].startswith(str(PATHS["MAC_PREFIX"])[2:]):
             forgiven(do, "ip", "link", "delete", device.name)
