@@ -218,6 +218,7 @@ class Settings:
     HOST_IP: str           = setting("",           "address of the APIs; the address of INTERFACE when empty")
     FLOATING_RANGE: str    = setting("10.6.0.0/27", "floating addresses; the first is this machine's own")
     FIXED_RANGE: str       = setting("10.0.0.0/24", "addresses of the network private")
+    FIXED_RANGE_V6: str    = setting("fd6e:6f76:6170::/48", "IPv6 addresses; its first /64 is the network private's")
     INSTANCES_PATH: str    = setting("",           "where instances' disks are; DIR/instances when empty")
     LOCK_PATH: str         = setting("",           "where services keep their locks; DIR/state/locks when empty")
     LIBVIRT_TYPE: str      = setting("qemu",       "qemu, or kvm")
@@ -448,7 +449,6 @@ MANAGERS = {
     "FlatDHCPManager": Manager({"provider_network_type": "flat", "is_shared": True}, dhcp=True, host=True),
     "FlatManager":     Manager({"provider_network_type": "flat", "is_shared": True}, dhcp=False, host=True),
 }
-IPV6 = {"prefix": "fd00::/48", "private": "fd00::/64", "public": "fd00:0:0:1::/64"}  # nova.sh's prefix
 BRIDGES = ("br-ex", "br100", "br-int", "ovs-netdev")  # interfaces that a cloud makes, instances' taps aside
 
 # name,     id,  MiB,   GiB, CPUs
@@ -674,7 +674,7 @@ def values(cfg: Settings) -> dict[str, Any]:
     known = passwords(STATE)
     urls = {name: string.Template(url).safe_substitute(known) for name, url in DATABASE_URLS[cfg.USE_MYSQL].items()}
     machine = {"HOSTNAME": socket.gethostname(), "DATAPATH": "system" if has_kernel_datapath() else "netdev"}
-    machine |= {"IPV6_PREFIX": IPV6["prefix"], "CONFIG_DRIVE": str(not MANAGERS[cfg.NET_MAN].dhcp)}
+    machine |= {"CONFIG_DRIVE": str(not MANAGERS[cfg.NET_MAN].dhcp)}
     machine["VOLUMES_BACKEND"] = "lvm" if cfg.VOLUMES_LVM else "files"
     return {**chosen, **PATHS, **machine, **known, **urls}
 
@@ -873,7 +873,7 @@ def checked(cfg: Settings) -> Settings:
     if cfg.FLAT_INTERFACE:
         check_flat_interface(cfg.FLAT_INTERFACE)
     if cfg.USE_IPV6:
-        check_ipv6()
+        check_ipv6(cfg)
     default: Any = netifaces.gateways().get("default", {})
     interface = cfg.INTERFACE or str(default.get(netifaces.AF_INET, ("", ""))[1])
     host_ip = cfg.HOST_IP or (address_of(interface) if interface else "")
@@ -1011,15 +1011,26 @@ def check_ranges(cfg: Settings) -> None:
                 raise Failure(f"{name}={network}: this machine has a route to {route} through {interface}", code=2)
 
 
-def check_ipv6() -> None:
-    """The kernel speaks IPv6, and nobody else has the cloud's prefix."""
+def ranges_v6(cfg: Settings) -> tuple[ipaddress.IPv6Network, ipaddress.IPv6Network]:
+    """Of FIXED_RANGE_V6, what the networks private and public have."""
+    both = ipaddress.IPv6Network(cfg.FIXED_RANGE_V6).subnets(new_prefix=64)
+    return next(both), next(both)
+
+
+def check_ipv6(cfg: Settings) -> None:
+    """The kernel speaks IPv6, and nobody else has the cloud's addresses."""
+    try:
+        ranges_v6(cfg)
+    except (ValueError, StopIteration) as error:
+        why = str(error) or "/63 is the least"
+        raise Failure(f"FIXED_RANGE_V6={cfg.FIXED_RANGE_V6}: not a range of IPv6 networks ({why})", code=2) from None
     for name in ("all", "default"):
         path = Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6")
         if not path.exists() or path.read_text().strip() != "0":
             raise Failure(f"USE_IPV6=1: IPv6 is switched off in this kernel (net.ipv6.conf.{name}.disable_ipv6)", code=2)
     for route, interface in routes6():
-        if interface not in BRIDGES and route.prefixlen and route.overlaps(ipaddress.IPv6Network(IPV6["prefix"])):
-            raise Failure(f"USE_IPV6=1: this machine has a route to {route} through {interface}", code=2)
+        if interface not in BRIDGES and route.prefixlen and route.overlaps(ipaddress.IPv6Network(cfg.FIXED_RANGE_V6)):
+            raise Failure(f"FIXED_RANGE_V6={cfg.FIXED_RANGE_V6}: this machine has a route to {route} through {interface}", code=2)
 
 
 def check_flat_interface(name: str) -> None:
@@ -1123,8 +1134,15 @@ def cloud_named(process: int | None) -> str:
 
 def other_cloud() -> str:
     """Another cloud that is up: its ports and bridges have the names that ours would have."""
-    others = (process.pid for process in psutil.process_iter() if cloud_of(process.pid) not in ("", cloud_of("self")))
-    return cloud_named(next(others, None))
+    wired = {process.pid for process in psutil.process_iter() if network_of(process.pid) == network_of("self")}
+    return cloud_named(next((pid for pid in wired if cloud_of(pid) not in ("", cloud_of("self"))), None))
+
+
+def network_of(process: int | str) -> str:
+    """Which network namespace a process is in: what a container on this machine does is its own."""
+    with contextlib.suppress(OSError):  # it has ended
+        return os.readlink(f"/proc/{process}/ns/net")
+    return ""
 
 
 # ---- branch ----
@@ -1815,7 +1833,7 @@ def create_bridges(cfg: Settings) -> None:
         if cfg.CONSOLES:
             do("nft", "-f", CONF / "consoles.nft")
         if cfg.USE_IPV6:
-            route_ipv6()
+            route_ipv6(cfg)
 
 
 def use_bridge(name: str, address: str) -> None:
@@ -1841,7 +1859,7 @@ def join_interface(name: str) -> None:
     do("ovs-vsctl", f"--db={PATHS['OVSDB']}", "add-port", "br100", name)
 
 
-def route_ipv6() -> None:
+def route_ipv6(cfg: Settings) -> None:
     """This machine routes between the instances and the outside, and still hears the routers that it heard before.
 
     Linux with forwarding hears them only where accept_ra is 2, and forgets at once the routes that it had from others.
@@ -1855,7 +1873,7 @@ def route_ipv6() -> None:
     switch("net.ipv6.conf.all.forwarding", "1")
     record("nft", "delete", "table", "ip6", "nova_py")
     do("nft", "-f", CONF / "nat6.nft")
-    public = ipaddress.IPv6Network(IPV6["public"])
+    public = ranges_v6(cfg)[1]
     do("ip", "address", "replace", f"{public[1]}/64", "dev", "br-ex", "nodad")
 
 
@@ -1898,15 +1916,15 @@ def create_networks(cfg: Settings) -> None:
         create_subnet(cfg, public, cfg.FLOATING_RANGE, -2, is_dhcp_enabled=False)
         inside = [create_subnet(cfg, private, cfg.FIXED_RANGE, -3, is_dhcp_enabled=manager.dhcp)]
         if cfg.USE_IPV6:
-            create_subnet(cfg, public, IPV6["public"], -2, is_dhcp_enabled=False)
+            create_subnet(cfg, public, str(ranges_v6(cfg)[1]), -2, is_dhcp_enabled=False)
             by_router = dict(ipv6_ra_mode="slaac", ipv6_address_mode="slaac", is_dhcp_enabled=True)
-            inside.append(create_subnet(cfg, private, IPV6["private"], -2, **by_router))
+            inside.append(create_subnet(cfg, private, str(ranges_v6(cfg)[0]), -2, **by_router))
         router = network.create_router(name="router", external_gateway_info={"network_id": public.id})
         for subnet in inside:
             network.add_interface_to_router(router, subnet_id=subnet.id)
         for address in (each["ip_address"] for each in router.external_gateway_info["external_fixed_ips"]):
             if ":" in address:  # the route goes with br-ex
-                do("ip", "-6", "route", "replace", IPV6["private"], "via", address, "dev", "br-ex")
+                do("ip", "-6", "route", "replace", str(ranges_v6(cfg)[0]), "via", address, "dev", "br-ex")
         group = next(network.security_groups(name="default", project_id=cloud(cfg).current_project_id))
         rules: list[dict[str, object]] = [
             {"ether_type": "IPv4", "protocol": "icmp"},

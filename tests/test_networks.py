@@ -63,9 +63,12 @@ def test_ipv6_is_refused_where_the_kernel_has_it_switched_off(machine: Machine, 
 
 
 def test_ipv6_is_refused_where_the_prefix_is_in_use(machine: Machine) -> None:
-    route = f"fd00{'0' * 28} 40 {'0' * 32} 00 {'0' * 32} 00000100 00000001 00000000 00000001     eth1\n"
+    route = f"fd6e6f766170{'0' * 20} 40 {'0' * 32} 00 {'0' * 32} 00000100 00000001 00000000 00000001     eth1\n"
     machine.put("/proc/net/ipv6_route", TO_ITSELF + DEFAULT6 + route)
-    assert refused({"USE_IPV6": "1"}) == "USE_IPV6=1: this machine has a route to fd00::/64 through eth1"
+    assert (
+        refused({"USE_IPV6": "1"})
+        == "FIXED_RANGE_V6=fd6e:6f76:6170::/48: this machine has a route to fd6e:6f76:6170::/64 through eth1"
+    )
     machine.put("/proc/net/ipv6_route", machine.path("/proc/net/ipv6_route").read_text().replace("eth1", "br-ex"))
     assert nova.settings_from({"USE_IPV6": "1"}).USE_IPV6
 
@@ -78,7 +81,7 @@ def network(monkeypatch: pytest.MonkeyPatch, fake: Fake) -> MagicMock:
     """neutron, which grants everything; the router has an address of each family."""
     admin = MagicMock()
     admin.network.create_network.side_effect = lambda name, **_: MagicMock(id=f"id of {name}")
-    addresses = [{"ip_address": "10.6.0.2"}, {"ip_address": "fd00:0:0:1::9"}]
+    addresses = [{"ip_address": "10.6.0.2"}, {"ip_address": "fd6e:6f76:6170:1::9"}]
     admin.network.create_router.return_value.external_gateway_info = {"external_fixed_ips": addresses}
     monkeypatch.setattr(nova, "cloud", MagicMock(return_value=admin))
     fake("ip")
@@ -108,11 +111,11 @@ def test_private_is_as_its_manager_promises(
 def test_ipv6_subnets_come_with_their_route(cfg: nova.Settings, network: MagicMock, machine: Machine) -> None:
     nova.create_networks(dataclasses.replace(cfg, USE_IPV6=True))
     asked = [call.kwargs for call in network.create_subnet.call_args_list]
-    assert [a["cidr"] for a in asked] == ["10.6.0.0/27", "10.0.0.0/24", "fd00:0:0:1::/64", "fd00::/64"]
+    assert [a["cidr"] for a in asked] == ["10.6.0.0/27", "10.0.0.0/24", "fd6e:6f76:6170:1::/64", "fd6e:6f76:6170::/64"]
     assert [a["ip_version"] for a in asked] == [4, 4, 6, 6]
     assert asked[3]["ipv6_ra_mode"] == asked[3]["ipv6_address_mode"] == "slaac"
     assert network.add_interface_to_router.call_count == 2
-    assert machine.called() == ["ip -6 route replace fd00::/64 via fd00:0:0:1::9 dev br-ex"]
+    assert machine.called() == ["ip -6 route replace fd6e:6f76:6170::/64 via fd6e:6f76:6170:1::9 dev br-ex"]
 
 
 def test_ping_and_ssh_come_in_over_both(cfg: nova.Settings, network: MagicMock) -> None:
@@ -176,9 +179,16 @@ def test_routers_that_were_heard_are_heard_before_forwarding_is_on(cfg: nova.Set
     ]
     calls = bridged.called()
     assert calls.index("sysctl -qw net/ipv6/conf/eth0/accept_ra=2") < calls.index("sysctl -qw net.ipv6.conf.all.forwarding=1")
-    assert calls[-1] == "ip address replace fd00:0:0:1::1/64 dev br-ex nodad"
+    assert calls[-1] == "ip address replace fd6e:6f76:6170:1::1/64 dev br-ex nodad"
 
 
 def test_without_ipv6_nothing_of_it_is_touched(cfg: nova.Settings, bridged: Machine) -> None:
     nova.create_bridges(cfg)
     assert not [call for call in bridged.called() if "forwarding" in call or "ip6" in call or "nodad" in call]
+
+
+@pytest.mark.parametrize("value", ["fd00::1/48", "fd00::/64", "10.0.0.0/24", "six"])
+def test_fixed_range_v6_is_at_least_two_networks(value: str) -> None:
+    assert refused({"USE_IPV6": "1", "FIXED_RANGE_V6": value}).startswith(
+        f"FIXED_RANGE_V6={value}: not a range of IPv6 networks ("
+    )

@@ -217,6 +217,7 @@ CLOUDS: dict[str, dict[str, str]] = {
     "vlan": {"NET_MAN": "VlanManager", "FLAT_INTERFACE": "nova-spare", "FIXED_RANGE": "10.11.0.0/24", "CONSOLES": "1"}
     | {"VOLUMES_SIZE": "10"},
     "flat-dhcp": {"NET_MAN": "FlatDHCPManager", "FLAT_INTERFACE": "nova-spare", "USE_IPV6": "1", "HOST_IP": "198.51.100.10"}
+    | {"FIXED_RANGE_V6": "fdcc:1:2::/48"}
     | {"SCREEN_NAME": "mine", "SCREEN_STATUS": "0"},
     "flat": {"NET_MAN": "FlatManager", "INTERFACE": "nova-host", "FLOATING_RANGE": "10.66.0.0/28"}
     | {"USE_MYSQL": "0", "VOLUMES_SIZE": "10"}

@@ -83,7 +83,7 @@ def test_floating_addresses_work_as_well(cloud: Machine, one: str) -> None:
 
 
 def test_an_instance_has_an_address_by_router_advertisement(cloud: Machine, one: str, one6: str) -> None:
-    assert ipaddress.ip_address(one6) in ipaddress.ip_network("fd00::/64")
+    assert ipaddress.ip_address(one6) in ipaddress.ip_network("fdcc:1:2::/64")
     shown = cloud.ssh(one, "ip -6 address show dev eth0 scope global")
     assert f"inet6 {one6}/64" in shown and "dynamic" in shown
     assert "default via fe80:" in cloud.ssh(one, "ip -6 route")
