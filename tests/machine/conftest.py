@@ -28,10 +28,11 @@ PORTS = {5000, 6080, 6083, 8774, 8775, 8776, 8778, 9292, 9696, 34369, 35672, 356
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Everything below this folder is a machine test."""
+    """Everything below this folder is a machine test; those that share a cloud come last, one cloud after the other."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.machine)
+    items.sort(key=lambda item: (getattr(item, "callspec", None) and item.callspec.params.get("cloud")) or "")
 
 
 def ask(*command: str) -> str:
