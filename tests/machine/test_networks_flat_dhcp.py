@@ -41,7 +41,8 @@ def test_the_apis_are_at_host_ip_and_answer_others(cloud: Machine) -> None:
 
 
 def test_a_dhcp_server_answers(cloud: Machine, one: str) -> None:
-    assert f"lease of {one} obtained" in cloud.ssh(one, "udhcpc -i eth0 -n -q -f -t 3 -T 2 -s /bin/true 2>&1 || true")
+    ask_for_it = "udhcpc -i eth0 -n -q -f -t 3 -T 2 -s /bin/true 2>&1 || true"
+    eventually("its answer", lambda: f"lease of {one} obtained" in cloud.ssh(one, ask_for_it))
 
 
 def test_instances_reach_each_other(cloud: Machine, one: str, two: str) -> None:
@@ -59,8 +60,8 @@ def test_instances_reach_this_machine_on_their_own_network(cloud: Machine, one: 
     came: list[str] = []
     thread = threading.Thread(target=lambda: came.append(server.accept()[1][0]), daemon=True)
     thread.start()
-    cloud.ssh(one, f"nc -w 3 10.0.0.254 {server.getsockname()[1]} </dev/null || true")
-    thread.join(10)
+    knock = f"nc -w 3 10.0.0.254 {server.getsockname()[1]} </dev/null || true"
+    eventually("a connection", lambda: [cloud.ssh(one, knock), thread.join(1), came][-1])
     assert came == [one], "as itself, through no router"
 
 
