@@ -114,11 +114,11 @@ class Machine:
         return done.stdout.strip()
 
     def boot(self, name: str, *more: str) -> str:
-        """An instance with the key, on `private` where `more` names no network: its first fixed address."""
+        """An instance with the key, on `private` where `more` names no network: its fixed IPv4 address."""
         where = " ".join(more or ("--network private",))
         self.shell(f"openstack server create --image ami-tty --flavor m1.tiny --key-name mine {where} --wait {name}")
-        ((fixed, *_),) = self.openstack(f"server show {name}")["addresses"].values()
-        return str(fixed)
+        ((*fixed,),) = self.openstack(f"server show {name}")["addresses"].values()
+        return next(str(address) for address in fixed if ":" not in address)
 
     def reaches(self, address: str, other: str) -> bool:
         """Does the instance at `address` get three answers of three to its pings of `other`?"""
