@@ -27,7 +27,7 @@ def test_an_instance_boots_from_it(cloud: Machine) -> None:
     properties = [f"--property {name}_id={id}" for name, id in parts.items()]
     cloud.shell(f"openstack image set {' '.join(properties)} --property os_command_line='{command}' tty-of-mine")
     cloud.shell("openstack server create --image tty-of-mine --flavor m1.tiny --network private --wait from-mine")
-    eventually("its login", lambda: "from-mine login:" in cloud.shell("openstack console log show from-mine"), 120)
+    eventually("its login", lambda: " login:" in cloud.shell("openstack console log show from-mine"), 120)
     cloud.shell("openstack server delete --wait from-mine")
 
 

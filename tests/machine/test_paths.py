@@ -42,7 +42,7 @@ def test_an_instances_disk_is_there_and_goes_with_it(cloud: Machine) -> None:
     cloud.shell("openstack server create --image ami-tty --flavor m1.tiny --network private --wait there")
     disk = disks / cloud.openstack("server show there")["id"] / "disk"
     assert disk.stat().st_size > 0 and disk.owner() == "libvirt-qemu"
-    eventually("its login", lambda: "there login:" in cloud.shell("openstack console log show there"), 120)
+    eventually("its login", lambda: " login:" in cloud.shell("openstack console log show there"), 120)
     assert not [p.name for p in (cloud.folder / "nova/instances").iterdir()], "and nothing at the place of the default"
     cloud.shell("openstack server delete --wait there")
     eventually("the end of its folder", lambda: not disk.parent.exists())
