@@ -1354,8 +1354,7 @@ def install(cfg: Settings) -> None:
     use_elsewhere(cfg)
     make_folders(cfg)
     write_config(cfg)
-    more = [unpack_novnc] * cfg.CONSOLES + [lambda: fetch_image(cfg)] * bool(cfg.IMAGE)
-    in_parallel(lambda: make_databases(cfg), make_image, *more)
+    in_parallel(lambda: make_databases(cfg), make_image, lambda: unpack_novnc(cfg), lambda: fetch_image(cfg))
 
 
 def install_packages(names: set[str]) -> None:
@@ -1665,9 +1664,11 @@ def fetch_image(cfg: Settings) -> None:
             part.rename(path)
 
 
-def unpack_novnc() -> None:
+def unpack_novnc(cfg: Settings) -> None:
     """noVNC's page without its package, which would bring nodejs and a proxy of its own: nova-novncproxy serves it."""
     page = STATE / "novnc"
+    if not cfg.CONSOLES:
+        return
 
     def unpack() -> None:
         with step("Unpack noVNC's page"):
