@@ -65,7 +65,11 @@ def data(cloud: Machine) -> str:
 
 def files(cloud: Machine) -> dict[str, int]:
     """The volumes' files and the bytes that each of them may grow to, as the process that keeps them sees them."""
-    keeper = next(p.pid for p in psutil.process_iter() if "bin/cinder-volume" in " ".join(p.cmdline()) and ours(cloud, p.pid))
+    keeper = next(
+        process.pid
+        for process in psutil.process_iter(["cmdline"])  # None of one that has ended
+        if "bin/cinder-volume" in " ".join(process.info["cmdline"] or []) and ours(cloud, process.pid)
+    )
     share = Path(f"/proc/{keeper}/root/run/nova.py/state/volumes/local:/share")
     return {path.name: path.stat().st_size for path in share.iterdir() if path.name.startswith("volume-")}
 
