@@ -1803,7 +1803,7 @@ def start_session(cfg: Settings) -> None:
         do("screen", "-c", CONF / "screenrc", "-d", "-m", "-S", cfg.SCREEN_NAME, "-t", "test", *shell)
         wait_for("screen", lambda: session(cfg), 10)
         if cfg.SCREEN_STATUS:
-            to_screen(cfg, "hardstatus", "alwayslastline", "%-Lw%{= BW}%50>%n%f* %t%{-}%+Lw%< %= %H")
+            to_screen(cfg, "hardstatus", "alwayslastline", "%-w%{= BW}%50>%n* %t%{-}%+w%< %= %H")
         for service in rows(cfg, SERVERS):
             open_window(cfg, service)
         for service in rows(cfg, SERVERS):
