@@ -78,7 +78,7 @@ def test_it_is_quick(cloud: Machine) -> None:
     """On a machine that does nothing else."""
     began = time.monotonic()
     cloud.nova("status")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
 
 
 def test_instances_and_addresses(cloud: Machine) -> None:
