@@ -49,7 +49,7 @@ import urllib.parse
 import urllib.request
 import zipfile
 from base64 import urlsafe_b64encode
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
 from operator import attrgetter
@@ -235,7 +235,7 @@ class Settings:
     @property
     def VOLUMES_LVM(self) -> bool:
         """Not a setting: are volumes nova.sh's, LVM by iSCSI, or files, because this kernel cannot?"""
-        return self.VOLUMES_SIZE != "0" and has_iscsi()
+        return asked_for(self, "VOLUMES_SIZE") and has_iscsi()
 
 
 # What nova.sh had and nova.py does not have (yet): better refused than ignored.
@@ -587,7 +587,8 @@ def in_parallel(*functions: Callable[[], Any]) -> None:
 
 # ---- Commands: do changes the machine, ask only looks ----
 
-PLAIN = {"LC_ALL": "C.UTF-8"}  # what commands say is read, by the log's reader at least
+# What commands say is read, by the log's reader at least; and a Python in front of the distribution's breaks its programs.
+PLAIN = {"LC_ALL": "C.UTF-8", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin"}
 
 
 def do(*argv: object, user: str = ROOT, text: str = "", env: Mapping[str, str] = {}, cwd: object = "/", hint: str = "") -> None:
@@ -1006,9 +1007,14 @@ def check_ranges(cfg: Settings) -> None:
     if networks["FLOATING_RANGE"].overlaps(networks["FIXED_RANGE"]):
         raise Failure(f"FLOATING_RANGE={cfg.FLOATING_RANGE}: overlaps FIXED_RANGE={cfg.FIXED_RANGE}", code=2)
     for name, network in networks.items():
-        for route, interface in routes():
-            if interface not in BRIDGES and route.prefixlen and route.overlaps(network):
-                raise Failure(f"{name}={network}: this machine has a route to {route} through {interface}", code=2)
+        check_not_routed(f"{name}={network}", network, routes())
+
+
+def check_not_routed(chosen: str, network: Any, ways: Sequence[tuple[Any, str]]) -> None:
+    """Nobody else has these addresses: no route to any of them but the default one and a cloud's own."""
+    for route, interface in ways:
+        if interface not in BRIDGES and route.prefixlen and route.overlaps(network):
+            raise Failure(f"{chosen}: this machine has a route to {route} through {interface}", code=2)
 
 
 def ranges_v6(cfg: Settings) -> tuple[ipaddress.IPv6Network, ipaddress.IPv6Network]:
@@ -1028,9 +1034,7 @@ def check_ipv6(cfg: Settings) -> None:
         path = Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6")
         if not path.exists() or path.read_text().strip() != "0":
             raise Failure(f"USE_IPV6=1: IPv6 is switched off in this kernel (net.ipv6.conf.{name}.disable_ipv6)", code=2)
-    for route, interface in routes6():
-        if interface not in BRIDGES and route.prefixlen and route.overlaps(ipaddress.IPv6Network(cfg.FIXED_RANGE_V6)):
-            raise Failure(f"FIXED_RANGE_V6={cfg.FIXED_RANGE_V6}: this machine has a route to {route} through {interface}", code=2)
+    check_not_routed(f"FIXED_RANGE_V6={cfg.FIXED_RANGE_V6}", ipaddress.IPv6Network(cfg.FIXED_RANGE_V6), routes6())
 
 
 def check_flat_interface(name: str) -> None:
@@ -1719,7 +1723,7 @@ def run_detached(cfg: Settings) -> None:
 
 def run_unit_tests(cfg: Settings) -> None:
     """Where TEST asks for it, nova's own tests of the tree in DIR: a red one ends the run before a service starts."""
-    if cfg.TEST != "0":
+    if asked_for(cfg, "TEST"):
         script = (HERE / "conf/unit-tests.py").read_text()  # by standard input: its user need not reach our folder
         env = {"HOME": f"{STATE}/nova", "PYTHONDONTWRITEBYTECODE": "1", "OS_TEST_TIMEOUT": "160"}
         env |= {"OS_NOVA_DISABLE_EVENTLET_PATCHING": "True"}  # as services run it: with native threads
@@ -1771,7 +1775,7 @@ def make_volumes(cfg: Settings) -> None:
 
     Such a mount, as every other of ours, ends with the cloud's last process, and its loop device with it.
     """
-    if cfg.VOLUMES_SIZE == "0":
+    if not asked_for(cfg, "VOLUMES_SIZE"):
         return
     disk, share = STATE / "volumes/disk", STATE / "volumes/local:/share"
     with step("Make room for volumes"):
@@ -1971,7 +1975,7 @@ def wait_for_hosts(cfg: Settings) -> None:
     with step("Wait for the compute host"):
         wait_for("the compute host in a cell", lambda: list(admin.compute.hypervisors()), 90)
         wait_for("the compute host in placement", placed, 60)
-    if cfg.VOLUMES_SIZE != "0":
+    if asked_for(cfg, "VOLUMES_SIZE"):
         with step("Wait for the volume host"):
             wait_for(
                 "the volume host in the scheduler", lambda: list(admin.block_storage.backend_pools()), 90, SERVICES["volume"]
@@ -2144,7 +2148,7 @@ def terminate(cfg: Settings) -> None:
         with step("End the instances"):
             if processes() and answers(f"http://{cfg.HOST_IP}:8774/"):
                 delete_everything(cloud(cfg))
-                if cfg.VOLUMES_SIZE != "0":
+                if asked_for(cfg, "VOLUMES_SIZE"):
                     delete_volumes(cloud(cfg))
     except Failure as failure:
         say(f"The APIs did not end them ({failure}); so libvirt does.")

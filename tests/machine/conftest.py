@@ -120,6 +120,12 @@ class Machine:
         ((*fixed,),) = self.openstack(f"server show {name}")["addresses"].values()
         return next(str(address) for address in fixed if ":" not in address)
 
+    def boot_and_reach(self, name: str) -> str:
+        """An instance on a network that this machine is on: its fixed address, which answers ssh without a floating one."""
+        address = self.boot(name)
+        eventually(f"ssh to {name}", lambda: self.ssh(address, "hostname") == name)
+        return address
+
     def reaches(self, address: str, other: str) -> bool:
         """Does the instance at `address` get three answers of three to its pings of `other`?"""
         return " 0% packet loss" in self.ssh(address, f"ping -c 3 -W 2 {other} || true")

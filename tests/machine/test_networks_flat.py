@@ -14,9 +14,7 @@ pytestmark = on("flat")
 @pytest.fixture(scope="module")
 def one(cloud: Machine) -> str:
     """An instance: its fixed address, which answers ssh from this machine without a floating one."""
-    address = cloud.boot("one")
-    eventually("ssh to one", lambda: cloud.ssh(address, "hostname") == "one")
-    return address
+    return cloud.boot_and_reach("one")
 
 
 def test_host_ip_is_the_address_of_interface(cloud: Machine) -> None:
@@ -35,8 +33,7 @@ def test_no_dhcp_server_answers(cloud: Machine, one: str) -> None:
 
 
 def test_instances_and_this_machine_reach_each_other(cloud: Machine, one: str) -> None:
-    two = cloud.boot("two")
-    eventually("ssh to two", lambda: cloud.ssh(two, "hostname") == "two")
+    two = cloud.boot_and_reach("two")
     assert cloud.reaches(one, two) and cloud.reaches(two, one)
     assert cloud.reaches(one, "10.0.0.254"), "this machine"
     assert "dev br100" in ask("ip", "route", "get", one)

@@ -17,9 +17,7 @@ pytestmark = on("flat-dhcp")
 @pytest.fixture(scope="module")
 def one(cloud: Machine) -> str:
     """An instance: its fixed address, which answers ssh from this machine without a floating one."""
-    address = cloud.boot("one")
-    eventually("ssh to one", lambda: cloud.ssh(address, "hostname") == "one")
-    return address
+    return cloud.boot_and_reach("one")
 
 
 @pytest.fixture(scope="module")
