@@ -214,6 +214,8 @@ class Settings:
     SERVICE_PASSWORD: str  = setting("",           "password of the services' users; generated when empty")
     RABBIT_PASS: str       = setting("",           "password of the services at RabbitMQ; generated when empty")
     METADATA_SECRET: str   = setting("",           "what neutron's metadata agent shows to nova; generated when empty")
+    EC2_ACCESS_KEY: str    = setting("",           "admin's key to S3 and EC2; generated when empty")
+    EC2_SECRET_KEY: str    = setting("",           "what belongs to that key; generated when empty")
     INTERFACE: str         = setting("",           "interface to the outside; the one of the default route when empty")
     HOST_IP: str           = setting("",           "address of the APIs; the address of INTERFACE when empty")
     FLOATING_RANGE: str    = setting("10.6.0.0/27", "floating addresses; the first is this machine's own")
@@ -228,9 +230,11 @@ class Settings:
     CONSOLES: bool         = setting(False,        "1: instances' consoles in the browser and by websocket")
     IMAGE: str             = setting("",           "path or URL of an image (qcow2 or raw) to add")
     TEST: str              = setting("0",          "1: run a part of nova's unit tests first; all: all of them")
+    USE_IPV6: bool         = setting(False,        "1: IPv6 beside IPv4")
+    USE_SWIFT: bool        = setting(False,        "1: object storage: swift, with S3 on port 3333")
+    USE_EC2: bool          = setting(False,        "1: the EC2 API on port 8773")
     USE_LDAP: bool         = setting(False,        "1: users in OpenLDAP")
     USE_OPENDJ: bool       = setting(False,        "1: users in OpenDJ")
-    USE_IPV6: bool         = setting(False,        "1: IPv6 beside IPv4")
 
     @property
     def VOLUMES_LVM(self) -> bool:
@@ -242,10 +246,12 @@ class Settings:
 REFUSED: dict[tuple[str, object], str] = {
     ("LIBVIRT_TYPE", "uml"):     "libvirt (5.0) and nova (23.0) dropped user-mode Linux; use qemu",
     ("LIBVIRT_TYPE", "lxc"):     "containers are not ported yet; use qemu",
-    **{(name, True): "not ported yet" for name in ("USE_LDAP", "USE_OPENDJ")},
+    **{(name, True): "not ported yet" for name in ("USE_SWIFT", "USE_EC2", "USE_LDAP", "USE_OPENDJ")},
 }
 # Given, prompted for (-p) or generated; kept in passwords.json alone.
-SECRETS = ("MYSQL_PASS", "ADMIN_PASSWORD", "SERVICE_PASSWORD", "RABBIT_PASS", "METADATA_SECRET")
+SECRETS = (
+    "MYSQL_PASS", "ADMIN_PASSWORD", "SERVICE_PASSWORD", "RABBIT_PASS", "METADATA_SECRET", "EC2_ACCESS_KEY", "EC2_SECRET_KEY",
+)
 CHOICES = {
     "LIBVIRT_TYPE": ("qemu", "kvm", "lxc", "uml"),
     "NET_MAN": ("VlanManager", "FlatDHCPManager", "FlatManager"),
@@ -1550,10 +1556,13 @@ def install_plugin(site: Path) -> None:
         write_file(site / name, (HERE / "conf/sqlite" / name).read_bytes())
 
 
+WRITTEN_INTO_DATABASES = ("HOST_IP", "ADMIN_PASSWORD", "SERVICE_PASSWORD", "EC2_ACCESS_KEY", "EC2_SECRET_KEY", "CELL")
+
+
 def make_databases(cfg: Settings) -> None:
     """Filled databases, made once and copied by every run: their content depends on what `key` is made of alone."""
     versions = [digest(path) for path in sorted((HOME / "nova/db").rglob("*.py"))]
-    chosen = [values(cfg)[name] for name in ("HOST_IP", "ADMIN_PASSWORD", "SERVICE_PASSWORD", "CELL", "VOLUMES_SIZE")]
+    chosen = [values(cfg)[name] for name in WRITTEN_INTO_DATABASES]
     tables = rows(cfg, DATABASES, ENDPOINTS)
     parts = (digest(HERE / "uv.lock"), versions, chosen, ask("mariadbd", "--version"), tables)
     key = hashlib.sha256(repr(parts).encode()).hexdigest()
@@ -1614,6 +1623,9 @@ def register_services(cfg: Settings) -> None:
         for interface in ("public", "internal"):
             where = dict(interface=interface, url=render(url, cfg), region_id="RegionOne")
             identity.create_endpoint(service_id=service.id, **where)
+    keys = {"access": values(cfg)["EC2_ACCESS_KEY"], "secret": values(cfg)["EC2_SECRET_KEY"]}
+    whose = dict(user_id=cloud(cfg).current_user_id, project_id=cloud(cfg).current_project_id)
+    identity.create_credential(type="ec2", blob=json.dumps(keys), **whose)
     cloud.cache_clear()  # its token names the catalog as it was
 
 
