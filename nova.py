@@ -42,6 +42,7 @@ import socket
 import string
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -246,7 +247,7 @@ class Settings:
 REFUSED: dict[tuple[str, object], str] = {
     ("LIBVIRT_TYPE", "uml"):     "libvirt (5.0) and nova (23.0) dropped user-mode Linux; use qemu",
     ("LIBVIRT_TYPE", "lxc"):     "containers are not ported yet; use qemu",
-    **{(name, True): "not ported yet" for name in ("USE_SWIFT", "USE_EC2", "USE_LDAP", "USE_OPENDJ")},
+    **{(name, True): "not ported yet" for name in ("USE_EC2", "USE_LDAP", "USE_OPENDJ")},
 }
 # Given, prompted for (-p) or generated; kept in passwords.json alone.
 SECRETS = (
@@ -273,7 +274,7 @@ CONSOLE_PORTS = range(26000, 27000)  # the instances' VNC servers and serial por
 PATHS = dict(
     HOME=HOME, STATE=STATE, CONF=CONF, ENV=ENV, BIN=ENV / "bin", GUEST_USER=GUEST_USER,
     OVS=STATE / "ovs", OVSDB=f"unix:{STATE}/ovs/db.sock", MAC_PREFIX="fa:6e:70",
-    RABBIT_PORT=35672, RABBIT_DIST_PORT=35673, EPMD_PORT=34369, TGT_PORT=33260,
+    RABBIT_PORT=35672, RABBIT_DIST_PORT=35673, EPMD_PORT=34369, TGT_PORT=33260, SWIFT_PORT=36200,
     VNC_MIN=CONSOLE_PORTS[0], VNC_MAX=CONSOLE_PORTS[499], SERIAL_MIN=CONSOLE_PORTS[500], SERIAL_MAX=CONSOLE_PORTS[-1],
 )
 
@@ -298,12 +299,13 @@ FOLDERS = (
     ("state/ovs",               USER),
     ("state/cinder",            USER),
     ("state/volumes",           ROOT),
+    ("state/swift",             USER),
 )
 
 # What every run begins without.
 EMPTIED = (
     "state/mysql", "state/databases", "state/rabbit", "state/ovs", "state/nova", "state/glance/images", "state/neutron",
-    "state/cinder", "state/volumes",
+    "state/cinder", "state/volumes", "state/swift",
     "state/libvirt/etc/qemu", "state/libvirt/lib", "state/libvirt/run", "instances",
 )
 
@@ -332,6 +334,10 @@ CONFIG_FILES = (
     ("conf/placement.conf.tmpl",   CONF / "placement.conf",       0o600, USER),
     ("conf/neutron.conf.tmpl",     CONF / "neutron.conf",         0o600, USER),
     ("conf/cinder.conf.tmpl",      CONF / "cinder.conf",          0o600, USER),
+    ("conf/swift.conf.tmpl",       CONF / "swift.conf",           0o644, USER),
+    ("conf/swift-proxy.conf.tmpl", CONF / "swift-proxy.conf",     0o600, USER),
+    ("conf/swift-store.conf.tmpl", CONF / "swift-store.conf",     0o644, USER),
+    ("conf/swift_store.py",        CONF / "swift_store.py",       0o644, USER),
     ("conf/my.cnf.tmpl",           CONF / "my.cnf",               0o600, USER),
     ("conf/grants.sql.tmpl",       CONF / "grants.sql",           0o600, USER),
     ("conf/rabbitmq.conf.tmpl",    CONF / "rabbitmq.conf",        0o600, USER),
@@ -339,6 +345,7 @@ CONFIG_FILES = (
     ("conf/uwsgi.ini.tmpl",        CONF / "uwsgi.ini",            0o644, USER),
     ("conf/nat.nft.tmpl",          CONF / "nat.nft",              0o644, ROOT),
     ("conf/consoles.nft.tmpl",     CONF / "consoles.nft",         0o644, ROOT),
+    ("conf/swift.nft.tmpl",        CONF / "swift.nft",            0o644, ROOT),
     ("conf/nat6.nft.tmpl",         CONF / "nat6.nft",             0o644, ROOT),
     ("conf/window.tmpl",           CONF / "window",               0o644, ROOT),
     ("conf/test.tmpl",             CONF / "test",                 0o644, ROOT),
@@ -375,6 +382,7 @@ SERVERS = (
     Service("northd",       USER, "ovn-northd --unixctl=$OVS/northd.ctl --ovnnb-db=$OVSDB --ovnsb-db=$OVSDB", "$OVS/northd.ctl"),
     Service("libvirt",      ROOT, "libvirtd", "/run/libvirt/libvirt-sock"),
     Service("tgt",          ROOT, "tgtd --foreground --iscsi portal=127.0.0.1:$TGT_PORT", "127.0.0.1:$TGT_PORT"),
+    Service("objects",      USER, "python $CONF/swift_store.py $CONF/swift-store.conf -v", "127.0.0.1:$SWIFT_PORT"),
     Service("iscsi",        ROOT, "sh -c '/usr/lib/open-iscsi/startup-checks.sh && exec iscsid --foreground'"),
 )
 # OpenStack's own. ovn-controller (23.03) crashes where the bridges are not there yet, so it is here; keystone comes
@@ -391,6 +399,7 @@ CONTROL = (
     Service("metadata",     USER, f"{API} 127.0.0.1:8775 --module nova.wsgi.metadata:application", "http://127.0.0.1:8775/"),
     Service("volume-api",   USER, f"{API} $HOST_IP:8776 --module cinder.wsgi.api:application"
                                   " --pyargv '--config-file $CONF/cinder.conf'", "http://$HOST_IP:8776/"),
+    Service("objectstore",  USER, "swift-proxy-server $CONF/swift-proxy.conf -v", "http://$HOST_IP:3333/healthcheck"),
     Service("novnc",        USER, f"nova-novncproxy {NOVA_CONF} --web $STATE/novnc/usr/share/novnc", "$HOST_IP:6080"),
     Service("serial",       USER, f"nova-serialproxy {NOVA_CONF}", "$HOST_IP:6083"),
 )
@@ -439,6 +448,7 @@ ENDPOINTS = (
     ("nova",      "compute",   "http://$HOST_IP:8774/v2.1"),
     ("neutron",   "network",   "http://$HOST_IP:9696"),
     ("cinder",    "block-storage", "http://$HOST_IP:8776/v3"),
+    ("swift",     "object-store",  "http://$HOST_IP:3333/v1/AUTH_$$(project_id)s"),
 )
 
 
@@ -489,6 +499,7 @@ LISTED: tuple[tuple[str, str, str, dict[str, Any], dict[str, str]], ...] = (
 # groups of pyproject.toml that are added to OpenStack's environment
 GROUPS = (
     ("volumes",),
+    ("swift",),
     ("unit-tests",),
 )
 
@@ -507,6 +518,8 @@ ONLY_WITH: dict[str, set[object]] = {
     "VOLUMES_SIZE": {"state/cinder", "state/volumes", "conf/cinder.conf.tmpl", "volume-api", "volume-sched", "volume",
                      ("cinder",), "cinder", "volumes"},
     "VOLUMES_LVM":  {"/etc/tgt", "conf/targets.conf.tmpl", "tgt", "iscsi"},
+    "USE_SWIFT":    {"state/swift", "conf/swift.conf.tmpl", "conf/swift-proxy.conf.tmpl", "conf/swift-store.conf.tmpl",
+                     "conf/swift_store.py", "conf/swift.nft.tmpl", "objects", "objectstore", "swift"},
     "CONSOLES":     {"novnc", "serial", "conf/consoles.nft.tmpl"},
     "TEST":         {"unit-tests"},
     "USE_IPV6":     {"conf/nat6.nft.tmpl"},
@@ -1110,6 +1123,8 @@ def check_machine(cfg: Settings) -> None:
         raise Failure(f"{free / 2**30:.1f} GiB of memory free, and a cloud needs 3", "end other programs first")
     needed = 1 if (cfg.DIR / "state/env/made-from").exists() else 4
     place = nearest(cfg.DIR)
+    if cfg.USE_SWIFT:
+        check_attributes(place)
     if (free := shutil.disk_usage(place).free) < needed << 30:
         raise Failure(f"{free / 2**30:.1f} GiB of disk free at {place}, and a cloud needs {needed}", "make room first")
     if (wanted := int(cfg.VOLUMES_SIZE)) > (free >> 30) - needed:
@@ -1119,6 +1134,16 @@ def check_machine(cfg: Settings) -> None:
     check_ports(cfg)
     if taken := {*BRIDGES, "ovs-system"} & set(netifaces.interfaces()):
         raise Failure(f"this machine has an interface {taken.pop()}, and a cloud makes its own", "remove it first")
+
+
+def check_attributes(place: Path) -> None:
+    """What swift knows of an object is in extended attributes of its file, which not every file system has."""
+    try:
+        with tempfile.TemporaryFile(dir=place) as file:
+            os.setxattr(file.fileno(), "user.swift", b"")
+    except OSError as error:
+        why = f"swift needs a file system with extended attributes, and {place} is on one without ({error.strerror})"
+        raise Failure(f"USE_SWIFT=1: {why}", code=2) from None
 
 
 def check_ports(cfg: Settings) -> None:
@@ -1849,6 +1874,8 @@ def create_bridges(cfg: Settings) -> None:
         do("nft", "-f", CONF / "nat.nft")
         if cfg.CONSOLES:
             do("nft", "-f", CONF / "consoles.nft")
+        if cfg.USE_SWIFT:
+            do("nft", "-f", CONF / "swift.nft")
         if cfg.USE_IPV6:
             route_ipv6(cfg)
 
