@@ -18,6 +18,7 @@ LOCK = tomllib.loads((HERE / "uv.lock").read_text())
 PROJECT = tomllib.loads((HERE / "pyproject.toml").read_text())
 PACKAGES = tomllib.loads((HERE / "conf/packages.toml").read_text())
 SERVICES = list(nova.SERVICES.values())
+BIND = r"^bind_ip = (\S+)\nbind_port = (\d+)$"
 USERS = {nova.USER, nova.GUEST_USER, nova.ROOT}
 
 
@@ -53,8 +54,10 @@ def test_a_service_is_a_command_of_a_known_user(service: nova.Service, made: nov
 def test_what_answers_is_a_url_a_port_or_a_socket(service: nova.Service, made: nova.Settings) -> None:
     place = nova.render(service.answers, made)
     assert re.fullmatch(r"http://[\d.]+:\d+/\S*|[\d.]+:\d+|/\S+", place)
-    if place.startswith("http"):  # it is asked where it listens
-        assert place.split("/")[2] in shlex.split(nova.render(service.command, made))
+    if place.startswith("http"):  # it is asked where it listens: its command says so, or the file that it names
+        files = [HERE / row[0] for row in nova.CONFIG_FILES if f"$CONF/{row[1].name}" in service.command.split()]
+        bound = [":".join(both) for file in files for both in re.findall(BIND, nova.render(file.read_text(), made), re.M)]
+        assert place.split("/")[2] in shlex.split(nova.render(service.command, made)) + bound
 
 
 def test_no_port_is_used_twice(made: nova.Settings) -> None:
@@ -115,7 +118,8 @@ def test_an_image_names_only_parts_that_stand_above_it() -> None:
 
 def test_every_template_is_in_the_table_and_there() -> None:
     files = {str(p.relative_to(HERE)) for p in [*HERE.glob("*.tmpl"), *HERE.glob("conf/*.tmpl")]}
-    rows = [row[0] for row in nova.CONFIG_FILES]
+    rows = [row[0] for row in nova.CONFIG_FILES if row[0].endswith(".tmpl")]
+    assert all((HERE / row[0]).is_file() for row in nova.CONFIG_FILES)
     elsewhere = set(re.findall(r'HERE / "(conf/\S+\.tmpl)"', (HERE / "nova.py").read_text()))
     assert sorted([*rows, *elsewhere]) == sorted(files)
 

@@ -19,7 +19,13 @@ import nova
 from .conftest import Machine
 
 TEMPLATES = [row[0] for row in nova.CONFIG_FILES]
-INI = [t for t in TEMPLATES if re.search(r"(nova|nova-db|keystone|glance-api|placement|neutron|cinder)\.conf|my\.cnf|\.ini", t)]
+INI = [
+    t
+    for t in TEMPLATES
+    if re.search(
+        r"(nova|nova-db|keystone|glance-api|placement|neutron|cinder|swift|swift-proxy|swift-store)\.conf|my\.cnf|\.ini", t
+    )
+]
 SHELL = ["novarc.tmpl", "conf/window.tmpl", "conf/test.tmpl"]
 ANYWHERE = r"0\.0\.0\.0|\[::\]|=\s*::|listen\w*\s*=\s*\*"
 
@@ -94,7 +100,7 @@ def test_a_file_says_where_to_edit_it(template: str, made: nova.Settings) -> Non
 
 
 def test_every_ini_file_is_looked_at() -> None:
-    assert len(INI) == 9
+    assert len(INI) == 12
 
 
 @pytest.mark.parametrize("template", INI)
