@@ -41,7 +41,7 @@ def s3(cloud: Machine) -> Any:
 @pytest.fixture
 def bucket(s3: Any, request: pytest.FixtureRequest) -> Iterator[str]:
     """A bucket for one test."""
-    name = str(request.node.originalname).removeprefix("test_").replace("_", "-")[:40]
+    name = str(request.node.originalname).removeprefix("test_").replace("_", "-")[:40].strip("-")
     s3.create_bucket(Bucket=name)
     yield name
     for found in s3.list_object_versions(Bucket=name).get("Versions", []):
@@ -138,9 +138,10 @@ def test_a_signed_url_needs_no_keys_and_a_changed_one_is_refused(s3: Any, bucket
     s3.put_object(Bucket=bucket, Key="it", Body=b"for you")
     url = s3.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": "it"}, ExpiresIn=60)
     assert urllib.request.urlopen(url, timeout=30).read() == b"for you"
-    for other in (url.replace("/it?", "/other?"), url.partition("?")[0]):
-        with pytest.raises(urllib.error.HTTPError, match=r"HTTP Error 40[13]"):
+    for other, code in ((url.replace("/it?", "/other?"), 403), (url.partition("?")[0], 400)):
+        with pytest.raises(urllib.error.HTTPError) as caught:
             urllib.request.urlopen(other, timeout=30)
+        assert caught.value.code == code
 
 
 # ---- swift's own API ----
@@ -156,12 +157,8 @@ def test_swifts_own_api_has_the_same_objects(cloud: Machine, s3: Any, tmp_path: 
     s3.put_object(Bucket="box", Key="more", Body=b"by S3")
     assert cloud.shell("openstack object save box more --file -") == "by S3"
 
-    def totals() -> bool:
-        account = cloud.openstack("object store account show")
-        sizes = {each["Name"]: (each["Count"], each["Bytes"]) for each in cloud.openstack("container list --long")}
-        return sizes["box"] == (2, 13) and int(account["Bytes"]) == sum(size for _, size in sizes.values())
-
-    eventually("the account's totals", totals, 30)
+    known = {"Name": "box", "Count": 2, "Bytes": 13}
+    eventually("what the account knows of its containers", lambda: known in cloud.openstack("container list --long"))
     cloud.shell("openstack container delete --recursive box")
     assert "box" not in buckets(s3)
 
@@ -172,7 +169,7 @@ def test_swifts_own_api_has_the_same_objects(cloud: Machine, s3: Any, tmp_path: 
 def test_wrong_keys_are_refused(cloud: Machine, s3: Any, bucket: str) -> None:
     access, secret = cloud.shell("echo $EC2_ACCESS_KEY $EC2_SECRET_KEY").split()
     refused("SignatureDoesNotMatch", client(cloud, access, secret + "x").list_buckets)
-    refused("InvalidAccessKeyId", client(cloud, access + "x", secret).list_buckets)
+    refused("SignatureDoesNotMatch", client(cloud, access + "x", secret).list_buckets)
 
 
 def test_a_member_of_another_project_has_buckets_of_its_own(cloud: Machine, s3: Any, bucket: str) -> None:
@@ -188,7 +185,7 @@ def test_a_member_of_another_project_has_buckets_of_its_own(cloud: Machine, s3: 
     assert "theirs" not in buckets(s3)
     other.delete_bucket(Bucket="theirs")
     cloud.shell("openstack user delete other && openstack project delete others")
-    refused("InvalidAccessKeyId", other.list_buckets)
+    refused("SignatureDoesNotMatch", other.list_buckets)
 
 
 def test_nobody_else_of_this_machine_reaches_what_is_behind_the_proxy(cloud: Machine) -> None:
