@@ -382,8 +382,8 @@ SERVERS = (
     Service("northd",       USER, "ovn-northd --unixctl=$OVS/northd.ctl --ovnnb-db=$OVSDB --ovnsb-db=$OVSDB", "$OVS/northd.ctl"),
     Service("libvirt",      ROOT, "libvirtd", "/run/libvirt/libvirt-sock"),
     Service("tgt",          ROOT, "tgtd --foreground --iscsi portal=127.0.0.1:$TGT_PORT", "127.0.0.1:$TGT_PORT"),
-    Service("objects",      USER, "python $CONF/swift_store.py $CONF/swift-store.conf -v", "127.0.0.1:$SWIFT_PORT"),
     Service("iscsi",        ROOT, "sh -c '/usr/lib/open-iscsi/startup-checks.sh && exec iscsid --foreground'"),
+    Service("objects",      USER, "python $CONF/swift_store.py $CONF/swift-store.conf -v", "127.0.0.1:$SWIFT_PORT"),
 )
 # OpenStack's own. ovn-controller (23.03) crashes where the bridges are not there yet, so it is here; keystone comes
 # first of the others, because they all ask it who is asking.
@@ -2181,7 +2181,7 @@ def cell(name: str, value: Any) -> str:
 def terminate(cfg: Settings) -> None:
     """End every instance and every volume through the API; where that does not answer, the instances through libvirt.
 
-    Volumes are then deleted by the next run, with everything else: see EMPTIED.
+    Volumes are then deleted by the next run, with everything else, objects always: see EMPTIED.
     """
     try:
         with step("End the instances"):
