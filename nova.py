@@ -223,7 +223,7 @@ class Settings:
     FIXED_RANGE_V6: str    = setting("fd6e:6f76:6170::/48", "IPv6 addresses; its first /64 is the network private's")
     INSTANCES_PATH: str    = setting("",           "where instances' disks are; DIR/instances when empty")
     LOCK_PATH: str         = setting("",           "where services keep their locks; DIR/state/locks when empty")
-    LIBVIRT_TYPE: str      = setting("qemu",       "qemu, or kvm")
+    LIBVIRT_TYPE: str      = setting("qemu",       "qemu; or kvm; or lxc: containers")
     NET_MAN: str           = setting("VlanManager", "a VLAN a project; or FlatDHCPManager; or FlatManager: no DHCP")
     FLAT_INTERFACE: str    = setting("",           "spare interface that joins the bridge br100")
     VOLUMES_SIZE: str      = setting("0",          "GiB for volumes; 0: no volumes")
@@ -245,7 +245,6 @@ class Settings:
 # What nova.sh had and nova.py does not have (yet): better refused than ignored.
 REFUSED: dict[tuple[str, object], str] = {
     ("LIBVIRT_TYPE", "uml"):     "libvirt (5.0) and nova (23.0) dropped user-mode Linux; use qemu",
-    ("LIBVIRT_TYPE", "lxc"):     "containers are not ported yet; use qemu",
     **{(name, True): "not ported yet" for name in ("USE_SWIFT", "USE_EC2", "USE_LDAP", "USE_OPENDJ")},
 }
 # Given, prompted for (-p) or generated; kept in passwords.json alone.
@@ -298,13 +297,14 @@ FOLDERS = (
     ("state/ovs",               USER),
     ("state/cinder",            USER),
     ("state/volumes",           ROOT),
+    ("state/libvirt/etc/hooks", ROOT),
 )
 
 # What every run begins without.
 EMPTIED = (
     "state/mysql", "state/databases", "state/rabbit", "state/ovs", "state/nova", "state/glance/images", "state/neutron",
     "state/cinder", "state/volumes",
-    "state/libvirt/etc/qemu", "state/libvirt/lib", "state/libvirt/run", "instances",
+    "state/libvirt/etc/qemu", "state/libvirt/etc/lxc", "state/libvirt/lib", "state/libvirt/run", "instances",
 )
 
 # libvirt and tgt are the cloud's own: a folder of the machine, and the one under DIR that the cloud's processes see there.
@@ -345,6 +345,7 @@ CONFIG_FILES = (
     ("conf/screenrc.tmpl",         CONF / "screenrc",             0o644, ROOT),
     ("conf/libvirtd.conf.tmpl",    Path("/etc/libvirt/libvirtd.conf"), 0o644, ROOT),
     ("conf/qemu.conf.tmpl",        Path("/etc/libvirt/qemu.conf"),     0o644, ROOT),
+    ("conf/lxc-hook.tmpl",         Path("/etc/libvirt/hooks/lxc"),     0o755, ROOT),
     ("conf/targets.conf.tmpl",     Path("/etc/tgt/targets.conf"),      0o644, ROOT),
     ("novarc.tmpl",                HOME / "novarc",               0o600, "caller"),
     ("conf/clouds.yaml.tmpl",      HOME / "clouds.yaml",          0o600, "caller"),
@@ -511,6 +512,7 @@ ONLY_WITH: dict[str, set[object]] = {
     "TEST":         {"unit-tests"},
     "USE_IPV6":     {"conf/nat6.nft.tmpl"},
     "NET_MAN=FlatManager": set(),
+    "LIBVIRT_TYPE=lxc": {"state/libvirt/etc/hooks", "conf/lxc-hook.tmpl"},
 }
 # fmt: on
 
@@ -682,6 +684,7 @@ def values(cfg: Settings) -> dict[str, Any]:
     urls = {name: string.Template(url).safe_substitute(known) for name, url in DATABASE_URLS[cfg.USE_MYSQL].items()}
     machine = {"HOSTNAME": socket.gethostname(), "DATAPATH": "system" if has_kernel_datapath() else "netdev"}
     machine |= {"CONFIG_DRIVE": str(not MANAGERS[cfg.NET_MAN].dhcp)}
+    machine |= {"DISKS": "raw", "TAPS": "false"} if cfg.LIBVIRT_TYPE == "lxc" else {"DISKS": "default", "TAPS": "true"}
     machine["VOLUMES_BACKEND"] = "lvm" if cfg.VOLUMES_LVM else "files"
     return {**chosen, **PATHS, **machine, **known, **urls}
 
@@ -748,6 +751,20 @@ def private_mounts(cfg: Settings) -> None:
         do("mount", "--bind", STATE / "no-kvm", "/dev/kvm")
     Path("/run/netns").mkdir(exist_ok=True)
     do("mount", "-t", "tmpfs", "tmpfs", "/run/netns")
+    if cfg.LIBVIRT_TYPE == "lxc" and not has_cgroup2():
+        do("mount", "-t", "tmpfs", "tmpfs", CGROUPS)
+        for name in CONTROLLERS:
+            (CGROUPS / name).mkdir()
+            do("mount", "-t", "cgroup", "-o", name, "cgroup", CGROUPS / name)
+
+
+CGROUPS = Path("/sys/fs/cgroup")
+CONTROLLERS = ("cpuacct", "devices", "memory")  # of control groups, version 1: without them libvirt starts no container
+
+
+def has_cgroup2() -> bool:
+    """Does version 2 of control groups limit memory here? Otherwise libvirt's containers need version 1."""
+    return (path := CGROUPS / "cgroup.controllers").exists() and "memory" in path.read_text()
 
 
 def private_libvirt(cfg: Settings) -> None:
@@ -1104,8 +1121,10 @@ def check_machine(cfg: Settings) -> None:
         raise Failure(f"this machine is a {platform.machine()}: the test image was made for x86_64 only")
     if not Path("/dev/net/tun").exists():
         raise Failure("no /dev/net/tun: instances could not be wired", "in a container: pass that device in")
-    if cfg.LIBVIRT_TYPE == "kvm" and not Path("/dev/kvm").exists():
-        raise Failure("LIBVIRT_TYPE=kvm: this machine has no /dev/kvm", "use qemu")
+    if cfg.LIBVIRT_TYPE == "kvm":
+        check_kvm()
+    if cfg.LIBVIRT_TYPE == "lxc":
+        check_containers(cfg)
     if (free := psutil.virtual_memory().available) < 3 << 30:
         raise Failure(f"{free / 2**30:.1f} GiB of memory free, and a cloud needs 3", "end other programs first")
     needed = 1 if (cfg.DIR / "state/env/made-from").exists() else 4
@@ -1119,6 +1138,36 @@ def check_machine(cfg: Settings) -> None:
     check_ports(cfg)
     if taken := {*BRIDGES, "ovs-system"} & set(netifaces.interfaces()):
         raise Failure(f"this machine has an interface {taken.pop()}, and a cloud makes its own", "remove it first")
+
+
+def check_kvm() -> None:
+    """KVM runs a guest here; that the device is there proves nothing."""
+    if not Path("/dev/kvm").exists():
+        raise Failure("LIBVIRT_TYPE=kvm: this machine has no /dev/kvm", "use qemu", code=2)
+    probe = ("timeout", "--signal=KILL", 5, sys.executable, HERE / "conf/kvm-probe.py")
+    if (said := ask(*probe, ok=(0, 1), default="a guest that needs a tenth of a second has not ended after five")) != "it ran":
+        raise Failure(f"LIBVIRT_TYPE=kvm: /dev/kvm is there but does not work ({said})", "use qemu", code=2)
+
+
+def check_containers(cfg: Settings) -> None:
+    """This kernel can run libvirt's containers, and nobody asks for what nova does not give to them."""
+    known = path.read_text() if (path := Path("/proc/cgroups")).exists() else ""
+    first = all(re.search(rf"^{name}\t[1-9]", known, re.M) for name in CONTROLLERS)
+    for impossible, why in (
+        (cfg.CONSOLES, "a container has no VNC server and no serial port, so CONSOLES=1 has nothing to show"),
+        (
+            not MANAGERS[cfg.NET_MAN].dhcp,
+            f"nova gives containers no config drive, and with NET_MAN={cfg.NET_MAN} addresses are there",
+        ),
+        (
+            asked_for(cfg, "VOLUMES_SIZE") and not cfg.VOLUMES_LVM,
+            "volumes are files here, and libvirt gives containers devices only",
+        ),
+        (not Path("/dev/loop-control").exists(), "no /dev/loop-control, and a container's root is mounted from a file"),
+        (not (first or has_cgroup2()), f"control groups without {', '.join(CONTROLLERS)}, and libvirt asks for these"),
+    ):
+        if impossible:
+            raise Failure(f"LIBVIRT_TYPE=lxc: {why}", "use qemu", code=2)
 
 
 def check_ports(cfg: Settings) -> None:
@@ -1820,11 +1869,20 @@ def start_session(cfg: Settings) -> None:
         wait_for("screen", lambda: session(cfg), 10)
         if cfg.SCREEN_STATUS:
             to_screen(cfg, "hardstatus", "alwayslastline", "%-w%{= BW}%50>%n* %t%{-}%+w%< %= %H")
+        if cfg.LIBVIRT_TYPE == "lxc":
+            record_groups()
         for service in rows(cfg, SERVERS):
             open_window(cfg, service)
         for service in rows(cfg, SERVERS):
             if service.window != "rabbit":  # it is slow, and nobody needs it before the workers
                 wait_for_service(cfg, service)
+
+
+def record_groups() -> None:
+    """libvirt makes control groups for containers and leaves the uppermost behind; all of them, where it was killed."""
+    trees = [CGROUPS] if has_cgroup2() else [CGROUPS / name for name in CONTROLLERS]
+    if new := [path for path in (tree / "machine" for tree in trees) if not path.exists()]:
+        record("find", *new, "-depth", "-type", "d", "-delete")
 
 
 def create_bridges(cfg: Settings) -> None:
@@ -2188,10 +2246,11 @@ def delete_volumes(admin: Any) -> None:
 
 def destroy_domains() -> None:
     """The domains of this cloud's own libvirt: destroyed and forgotten."""
-    if answers("/run/libvirt/libvirt-sock"):
-        for name in ask("virsh", "list", "--all", "--name", default="").split():
-            forgiven(do, "virsh", "destroy", name)
-            forgiven(do, "virsh", "undefine", "--nvram", "--managed-save", name)
+    for driver, *options in (("qemu:///system", "--nvram", "--managed-save"), ("lxc:///",)):
+        virsh = ("virsh", "--connect", driver)
+        for name in ask(*virsh, "list", "--all", "--name", default="").split() if answers("/run/libvirt/libvirt-sock") else ():
+            forgiven(do, *virsh, "destroy", name)
+            forgiven(do, *virsh, "undefine", *options, name)
 
 
 # ---- clean ----
@@ -2241,7 +2300,7 @@ def remove_traces() -> None:
         if address[2:].startswith(str(PATHS["MAC_PREFIX"])[2:]):
             forgiven(do, "ip", "link", "delete", device.name)
     (STATE / "record").unlink(missing_ok=True)
-    for path in (STATE / "libvirt/etc/qemu").glob("*.xml"):
+    for path in (*STATE.glob("libvirt/etc/qemu/*.xml"), *STATE.glob("libvirt/etc/lxc/*.xml")):
         path.unlink()
 
 
