@@ -1154,17 +1154,14 @@ def check_containers(cfg: Settings) -> None:
     known = path.read_text() if (path := Path("/proc/cgroups")).exists() else ""
     first = all(re.search(rf"^{name}\t[1-9]", known, re.M) for name in CONTROLLERS)
     for impossible, why in (
-        (cfg.CONSOLES, "a container has no VNC server and no serial port, so CONSOLES=1 has nothing to show"),
+        (cfg.CONSOLES, "CONSOLES=1 has nothing to show: a container has neither VNC nor a serial port"),
+        (not MANAGERS[cfg.NET_MAN].dhcp, f"NET_MAN={cfg.NET_MAN} puts addresses on config drives; containers get none"),
         (
-            not MANAGERS[cfg.NET_MAN].dhcp,
-            f"nova gives containers no config drive, and with NET_MAN={cfg.NET_MAN} addresses are there",
-        ),
-        (
-            asked_for(cfg, "VOLUMES_SIZE") and not cfg.VOLUMES_LVM,
-            "volumes are files here, and libvirt gives containers devices only",
+            asked_for(cfg, "VOLUMES_SIZE"),
+            "no VOLUMES_SIZE: nova attaches volumes to containers by a bus that libvirt does not know",
         ),
         (not Path("/dev/loop-control").exists(), "no /dev/loop-control, and a container's root is mounted from a file"),
-        (not (first or has_cgroup2()), f"control groups without {', '.join(CONTROLLERS)}, and libvirt asks for these"),
+        (not (first or has_cgroup2()), f"no control groups {', '.join(CONTROLLERS)}, and libvirt asks for these"),
     ):
         if impossible:
             raise Failure(f"LIBVIRT_TYPE=lxc: {why}", "use qemu", code=2)
@@ -2246,11 +2243,11 @@ def delete_volumes(admin: Any) -> None:
 
 def destroy_domains() -> None:
     """The domains of this cloud's own libvirt: destroyed and forgotten."""
-    for driver, *options in (("qemu:///system", "--nvram", "--managed-save"), ("lxc:///",)):
-        virsh = ("virsh", "--connect", driver)
-        for name in ask(*virsh, "list", "--all", "--name", default="").split() if answers("/run/libvirt/libvirt-sock") else ():
-            forgiven(do, *virsh, "destroy", name)
-            forgiven(do, *virsh, "undefine", *options, name)
+    if answers("/run/libvirt/libvirt-sock"):
+        for virsh, *options in ((("virsh",), "--nvram", "--managed-save"), (("virsh", "--connect", "lxc:///"),)):
+            for name in ask(*virsh, "list", "--all", "--name", default="").split():
+                forgiven(do, *virsh, "destroy", name)
+                forgiven(do, *virsh, "undefine", *options, name)
 
 
 # ---- clean ----
