@@ -785,10 +785,28 @@ def cloud_of(process: int | str) -> str:
 
 
 def processes() -> list[psutil.Process]:
-    """Every process of this cloud, oldest first: those that have DIR at HOME, but for nova.py and who called it."""
+    """Every process of this cloud, oldest first: those that have DIR at HOME, but for nova.py and who called it.
+
+    What is in a container sees nothing of ours; libvirt has told it the instance's id.
+    """
     mine, ours = {os.getpid(), *(p.pid for p in psutil.Process().parents())}, cloud_of("self")
     found = [p for p in psutil.process_iter() if ours and p.pid not in mine and cloud_of(p.pid) == ours]
+    inside = containers()
+    found += [p for p in (psutil.process_iter() if inside else ()) if container_of(p.pid) in inside]
     return sorted(found, key=lambda p: p.pid)
+
+
+def containers() -> list[str]:
+    """The ids of the instances that are containers, as our libvirt has them."""
+    return re.findall("<uuid>(.*)</uuid>", "".join(path.read_text() for path in STATE.glob("libvirt/etc/lxc/*.xml")))
+
+
+def container_of(process: int) -> str:
+    """The id of the instance whose container a process is in; "" where it is in none."""
+    with contextlib.suppress(OSError):  # it has ended
+        if found := re.search(rb"LIBVIRT_LXC_UUID=([0-9a-f-]{36})", Path(f"/proc/{process}/environ").read_bytes()):
+            return found[1].decode()
+    return ""
 
 
 def end_processes(those: list[psutil.Process], seconds: float) -> None:
@@ -2291,6 +2309,9 @@ def remove_traces() -> None:
     A tap carries our MAC prefix but for its first byte, which libvirt sets to fe where it makes the tap itself.
     """
     remove_policy()
+    for file in Path("/sys/block").glob("loop*/loop/backing_file"):  # where nova did not end a container, its disk is one still
+        if file.read_text().strip().removesuffix("/disk")[-36:] in containers():
+            forgiven(do, "losetup", "--detach", f"/dev/{file.parents[1].name}")
     undo_recorded()
     for device in sorted(Path("/sys/class/net").glob("tap*")):
         address = (device / "address").read_text() if (device / "tun_flags").exists() else ""

@@ -183,6 +183,28 @@ def test_containers_are_destroyed_by_their_own_driver(machine: Machine, monkeypa
     ]
 
 
+def test_a_container_is_of_the_cloud_whose_libvirt_knows_it(lxc: nova.Settings, machine: Machine) -> None:
+    ours, other, mine = 1, os.getpid(), "9b318747-9199-4a3a-a49e-b2902d0273ea"  # two processes that there are
+    machine.has_cloud("self")
+    machine.put(f"/proc/{ours}/environ", f"HOME=/\0LIBVIRT_LXC_UUID={mine}\0LIBVIRT_LXC_NAME=instance-1\0")
+    machine.put(f"/proc/{other}/environ", f"LIBVIRT_LXC_UUID={mine.replace('9', '8')}\0LIBVIRT_LXC_NAME=instance-1\0")
+    assert nova.processes() == []
+    machine.put(nova.STATE / "libvirt/etc/lxc/instance-1.xml", f"<domain>\n  <uuid>{mine}</uuid>\n</domain>\n")
+    assert [found.pid for found in nova.processes()] == [ours]
+
+
+def test_scrub_detaches_the_disks_of_containers_that_nova_did_not_end(lxc: nova.Settings, machine: Machine) -> None:
+    mine = "9b318747-9199-4a3a-a49e-b2902d0273ea"
+    machine.put(nova.STATE / "libvirt/etc/lxc/instance-1.xml", f"<domain>\n  <uuid>{mine}</uuid>\n</domain>\n")
+    files = {"loop1": f"/instances/{mine}/disk", "loop2": f"/instances/{mine.replace('9', '8')}/disk", "loop3": "/srv/disk"}
+    for device, file in files.items():
+        machine.put(f"/sys/block/{device}/loop/backing_file", f"{file}\n")
+    machine.fake("losetup")
+    nova.remove_traces()
+    assert machine.called() == ["losetup --detach /dev/loop1"]
+    assert not (nova.STATE / "libvirt/etc/lxc/instance-1.xml").exists()
+
+
 XML = "<interface type='ethernet'>\n  <mac address='fa:6e:70:af:47:20'/>\n  <target dev='tap99d8001b-9d'/>\n</interface>\n"
 
 
