@@ -224,7 +224,7 @@ class Settings:
     FIXED_RANGE_V6: str    = setting("fd6e:6f76:6170::/48", "IPv6 addresses; its first /64 is the network private's")
     INSTANCES_PATH: str    = setting("",           "where instances' disks are; DIR/instances when empty")
     LOCK_PATH: str         = setting("",           "where services keep their locks; DIR/state/locks when empty")
-    LIBVIRT_TYPE: str      = setting("qemu",       "qemu, or kvm")
+    LIBVIRT_TYPE: str      = setting("qemu",       "qemu; or kvm; or lxc: containers")
     NET_MAN: str           = setting("VlanManager", "a VLAN a project; or FlatDHCPManager; or FlatManager: no DHCP")
     FLAT_INTERFACE: str    = setting("",           "spare interface that joins the bridge br100")
     VOLUMES_SIZE: str      = setting("0",          "GiB for volumes; 0: no volumes")
@@ -246,7 +246,6 @@ class Settings:
 # What nova.sh had and nova.py does not have (yet): better refused than ignored.
 REFUSED: dict[tuple[str, object], str] = {
     ("LIBVIRT_TYPE", "uml"):     "libvirt (5.0) and nova (23.0) dropped user-mode Linux; use qemu",
-    ("LIBVIRT_TYPE", "lxc"):     "containers are not ported yet; use qemu",
     **{(name, True): "not ported yet" for name in ("USE_EC2", "USE_LDAP", "USE_OPENDJ")},
 }
 # Given, prompted for (-p) or generated; kept in passwords.json alone.
@@ -300,13 +299,14 @@ FOLDERS = (
     ("state/cinder",            USER),
     ("state/volumes",           ROOT),
     ("state/swift",             USER),
+    ("state/libvirt/etc/hooks", ROOT),
 )
 
 # What every run begins without.
 EMPTIED = (
     "state/mysql", "state/databases", "state/rabbit", "state/ovs", "state/nova", "state/glance/images", "state/neutron",
     "state/cinder", "state/volumes", "state/swift",
-    "state/libvirt/etc/qemu", "state/libvirt/lib", "state/libvirt/run", "instances",
+    "state/libvirt/etc/qemu", "state/libvirt/etc/lxc", "state/libvirt/lib", "state/libvirt/run", "instances",
 )
 
 # libvirt and tgt are the cloud's own: a folder of the machine, and the one under DIR that the cloud's processes see there.
@@ -352,6 +352,7 @@ CONFIG_FILES = (
     ("conf/screenrc.tmpl",         CONF / "screenrc",             0o644, ROOT),
     ("conf/libvirtd.conf.tmpl",    Path("/etc/libvirt/libvirtd.conf"), 0o644, ROOT),
     ("conf/qemu.conf.tmpl",        Path("/etc/libvirt/qemu.conf"),     0o644, ROOT),
+    ("conf/lxc-hook.tmpl",         Path("/etc/libvirt/hooks/lxc"),     0o755, ROOT),
     ("conf/targets.conf.tmpl",     Path("/etc/tgt/targets.conf"),      0o644, ROOT),
     ("novarc.tmpl",                HOME / "novarc",               0o600, "caller"),
     ("conf/clouds.yaml.tmpl",      HOME / "clouds.yaml",          0o600, "caller"),
@@ -524,6 +525,7 @@ ONLY_WITH: dict[str, set[object]] = {
     "TEST":         {"unit-tests"},
     "USE_IPV6":     {"conf/nat6.nft.tmpl"},
     "NET_MAN=FlatManager": set(),
+    "LIBVIRT_TYPE=lxc": {"state/libvirt/etc/hooks", "conf/lxc-hook.tmpl"},
 }
 # fmt: on
 
@@ -695,6 +697,7 @@ def values(cfg: Settings) -> dict[str, Any]:
     urls = {name: string.Template(url).safe_substitute(known) for name, url in DATABASE_URLS[cfg.USE_MYSQL].items()}
     machine = {"HOSTNAME": socket.gethostname(), "DATAPATH": "system" if has_kernel_datapath() else "netdev"}
     machine |= {"CONFIG_DRIVE": str(not MANAGERS[cfg.NET_MAN].dhcp)}
+    machine |= {"DISKS": "raw", "TAPS": "false"} if cfg.LIBVIRT_TYPE == "lxc" else {"DISKS": "default", "TAPS": "true"}
     machine["VOLUMES_BACKEND"] = "lvm" if cfg.VOLUMES_LVM else "files"
     return {**chosen, **PATHS, **machine, **known, **urls}
 
@@ -761,6 +764,20 @@ def private_mounts(cfg: Settings) -> None:
         do("mount", "--bind", STATE / "no-kvm", "/dev/kvm")
     Path("/run/netns").mkdir(exist_ok=True)
     do("mount", "-t", "tmpfs", "tmpfs", "/run/netns")
+    if cfg.LIBVIRT_TYPE == "lxc" and not has_cgroup2():
+        do("mount", "-t", "tmpfs", "tmpfs", CGROUPS)
+        for name in CONTROLLERS:
+            (CGROUPS / name).mkdir()
+            do("mount", "-t", "cgroup", "-o", name, "cgroup", CGROUPS / name)
+
+
+CGROUPS = Path("/sys/fs/cgroup")
+CONTROLLERS = ("cpuacct", "devices", "memory")  # of control groups, version 1: without them libvirt starts no container
+
+
+def has_cgroup2() -> bool:
+    """Does version 2 of control groups limit memory here? Otherwise libvirt's containers need version 1."""
+    return (path := CGROUPS / "cgroup.controllers").exists() and "memory" in path.read_text()
 
 
 def private_libvirt(cfg: Settings) -> None:
@@ -781,10 +798,28 @@ def cloud_of(process: int | str) -> str:
 
 
 def processes() -> list[psutil.Process]:
-    """Every process of this cloud, oldest first: those that have DIR at HOME, but for nova.py and who called it."""
+    """Every process of this cloud, oldest first: those that have DIR at HOME, but for nova.py and who called it.
+
+    What is in a container sees nothing of ours; libvirt has told it the instance's id.
+    """
     mine, ours = {os.getpid(), *(p.pid for p in psutil.Process().parents())}, cloud_of("self")
     found = [p for p in psutil.process_iter() if ours and p.pid not in mine and cloud_of(p.pid) == ours]
+    inside = containers()
+    found += [p for p in (psutil.process_iter() if inside else ()) if container_of(p.pid) in inside]
     return sorted(found, key=lambda p: p.pid)
+
+
+def containers() -> list[str]:
+    """The ids of the instances that are containers, as our libvirt has them."""
+    return re.findall("<uuid>(.*)</uuid>", "".join(path.read_text() for path in STATE.glob("libvirt/etc/lxc/*.xml")))
+
+
+def container_of(process: int) -> str:
+    """The id of the instance whose container a process is in; "" where it is in none."""
+    with contextlib.suppress(OSError):  # it has ended
+        if found := re.search(rb"LIBVIRT_LXC_UUID=([0-9a-f-]{36})", Path(f"/proc/{process}/environ").read_bytes()):
+            return found[1].decode()
+    return ""
 
 
 def end_processes(those: list[psutil.Process], seconds: float) -> None:
@@ -1117,8 +1152,10 @@ def check_machine(cfg: Settings) -> None:
         raise Failure(f"this machine is a {platform.machine()}: the test image was made for x86_64 only")
     if not Path("/dev/net/tun").exists():
         raise Failure("no /dev/net/tun: instances could not be wired", "in a container: pass that device in")
-    if cfg.LIBVIRT_TYPE == "kvm" and not Path("/dev/kvm").exists():
-        raise Failure("LIBVIRT_TYPE=kvm: this machine has no /dev/kvm", "use qemu")
+    if cfg.LIBVIRT_TYPE == "kvm":
+        check_kvm()
+    if cfg.LIBVIRT_TYPE == "lxc":
+        check_containers(cfg)
     if (free := psutil.virtual_memory().available) < 3 << 30:
         raise Failure(f"{free / 2**30:.1f} GiB of memory free, and a cloud needs 3", "end other programs first")
     needed = 1 if (cfg.DIR / "state/env/made-from").exists() else 4
@@ -1144,6 +1181,33 @@ def check_attributes(place: Path) -> None:
     except OSError as error:
         why = f"swift needs a file system with extended attributes, and {place} is on one without ({error.strerror})"
         raise Failure(f"USE_SWIFT=1: {why}", code=2) from None
+
+
+def check_kvm() -> None:
+    """KVM runs a guest here; that the device is there proves nothing."""
+    if not Path("/dev/kvm").exists():
+        raise Failure("LIBVIRT_TYPE=kvm: this machine has no /dev/kvm", "use qemu", code=2)
+    probe = ("timeout", "--signal=KILL", 5, sys.executable, HERE / "conf/kvm-probe.py")
+    if (said := ask(*probe, ok=(0, 1), default="a guest that needs a tenth of a second has not ended after five")) != "it ran":
+        raise Failure(f"LIBVIRT_TYPE=kvm: /dev/kvm is there but does not work ({said})", "use qemu", code=2)
+
+
+def check_containers(cfg: Settings) -> None:
+    """This kernel can run libvirt's containers, and nobody asks for what nova does not give to them."""
+    known = path.read_text() if (path := Path("/proc/cgroups")).exists() else ""
+    first = all(re.search(rf"^{name}\t[1-9]", known, re.M) for name in CONTROLLERS)
+    for impossible, why in (
+        (cfg.CONSOLES, "CONSOLES=1 has nothing to show: a container has neither VNC nor a serial port"),
+        (not MANAGERS[cfg.NET_MAN].dhcp, f"NET_MAN={cfg.NET_MAN} puts addresses on config drives; containers get none"),
+        (
+            asked_for(cfg, "VOLUMES_SIZE"),
+            "no VOLUMES_SIZE: nova attaches volumes to containers by a bus that libvirt does not know",
+        ),
+        (not Path("/dev/loop-control").exists(), "no /dev/loop-control, and a container's root is mounted from a file"),
+        (not (first or has_cgroup2()), f"no control groups {', '.join(CONTROLLERS)}, and libvirt asks for these"),
+    ):
+        if impossible:
+            raise Failure(f"LIBVIRT_TYPE=lxc: {why}", "use qemu", code=2)
 
 
 def check_ports(cfg: Settings) -> None:
@@ -1845,11 +1909,20 @@ def start_session(cfg: Settings) -> None:
         wait_for("screen", lambda: session(cfg), 10)
         if cfg.SCREEN_STATUS:
             to_screen(cfg, "hardstatus", "alwayslastline", "%-w%{= BW}%50>%n* %t%{-}%+w%< %= %H")
+        if cfg.LIBVIRT_TYPE == "lxc":
+            record_groups()
         for service in rows(cfg, SERVERS):
             open_window(cfg, service)
         for service in rows(cfg, SERVERS):
             if service.window != "rabbit":  # it is slow, and nobody needs it before the workers
                 wait_for_service(cfg, service)
+
+
+def record_groups() -> None:
+    """libvirt makes control groups for containers and leaves the uppermost behind; all of them, where it was killed."""
+    trees = [CGROUPS] if has_cgroup2() else [CGROUPS / name for name in CONTROLLERS]
+    if new := [path for path in (tree / "machine" for tree in trees) if not path.exists()]:
+        record("find", *new, "-depth", "-type", "d", "-delete")
 
 
 def create_bridges(cfg: Settings) -> None:
@@ -2216,9 +2289,10 @@ def delete_volumes(admin: Any) -> None:
 def destroy_domains() -> None:
     """The domains of this cloud's own libvirt: destroyed and forgotten."""
     if answers("/run/libvirt/libvirt-sock"):
-        for name in ask("virsh", "list", "--all", "--name", default="").split():
-            forgiven(do, "virsh", "destroy", name)
-            forgiven(do, "virsh", "undefine", "--nvram", "--managed-save", name)
+        for virsh, *options in ((("virsh",), "--nvram", "--managed-save"), (("virsh", "--connect", "lxc:///"),)):
+            for name in ask(*virsh, "list", "--all", "--name", default="").split():
+                forgiven(do, *virsh, "destroy", name)
+                forgiven(do, *virsh, "undefine", *options, name)
 
 
 # ---- clean ----
@@ -2262,13 +2336,16 @@ def remove_traces() -> None:
     A tap carries our MAC prefix but for its first byte, which libvirt sets to fe where it makes the tap itself.
     """
     remove_policy()
+    for file in Path("/sys/block").glob("loop*/loop/backing_file"):  # where nova did not end a container, its disk is one still
+        if file.read_text().strip().removesuffix("/disk")[-36:] in containers():
+            forgiven(do, "losetup", "--detach", f"/dev/{file.parents[1].name}")
     undo_recorded()
     for device in sorted(Path("/sys/class/net").glob("tap*")):
         address = (device / "address").read_text() if (device / "tun_flags").exists() else ""
         if address[2:].startswith(str(PATHS["MAC_PREFIX"])[2:]):
             forgiven(do, "ip", "link", "delete", device.name)
     (STATE / "record").unlink(missing_ok=True)
-    for path in (STATE / "libvirt/etc/qemu").glob("*.xml"):
+    for path in (*STATE.glob("libvirt/etc/qemu/*.xml"), *STATE.glob("libvirt/etc/lxc/*.xml")):
         path.unlink()
 
 

@@ -34,8 +34,8 @@ ANYWHERE = r"0\.0\.0\.0|\[::\]|=\s*::|listen\w*\s*=\s*\*"
 def made(cfg: nova.Settings, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> nova.Settings:
     """A cloud's folder with every file in it, those that only a setting asks for as well."""
     monkeypatch.setattr(nova, "ONLY_WITH", {})
-    for name in ("libvirt", "tgt"):
-        machine.path(f"/etc/{name}").mkdir()
+    for name in ("libvirt/hooks", "tgt"):
+        machine.path(f"/etc/{name}").mkdir(parents=True)
     nova.make_folders(cfg)
     nova.write_config(dataclasses.replace(cfg, USE_IPV6=True))
     return cfg
@@ -96,7 +96,7 @@ def test_no_service_listens_on_every_address(made: nova.Settings) -> None:
 
 @pytest.mark.parametrize("template", [t for t in TEMPLATES if t not in ("conf/grants.sql.tmpl", "conf/rabbitmq-plugins.tmpl")])
 def test_a_file_says_where_to_edit_it(template: str, made: nova.Settings) -> None:
-    assert rendered(template).read_text().startswith(f"# written by nova.py; edit {template}")
+    assert rendered(template).read_text().removeprefix("#!/bin/sh\n").startswith(f"# written by nova.py; edit {template}")
 
 
 def test_every_ini_file_is_looked_at() -> None:
@@ -209,7 +209,7 @@ def test_the_metadata_secret_is_the_same_on_both_sides(made: nova.Settings) -> N
 # ---- For the user's shell and clients ----
 
 
-@pytest.mark.parametrize("template", SHELL)
+@pytest.mark.parametrize("template", [*SHELL, "conf/lxc-hook.tmpl"])
 def test_a_file_for_the_shell_is_valid_bash(template: str, made: nova.Settings, real: Callable[[str], str]) -> None:
     done = subprocess.run([real("bash"), "-n", rendered(template)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

@@ -43,6 +43,13 @@ def ask(*command: str) -> str:
         return ""
 
 
+def control_groups() -> list[str]:
+    """The control groups of containers, of either version; this machine's may be mounted elsewhere, or not at all."""
+    named = (line.rpartition("/machine")[2] for path in Path("/proc").glob("[0-9]*/cgroup") for line in read(path).splitlines())
+    left = [str(path) for path in Path("/sys/fs/cgroup").glob("**/machine")]
+    return sorted({*(name for name in named if ".libvirt-lxc" in name), *left})
+
+
 def read(path: Path | str) -> str:
     """A small file's text, stripped; nothing where it is not there (any more)."""
     try:
@@ -156,8 +163,9 @@ class Machine:
             "mounts": sorted(m for m in Path("/proc/self/mountinfo").read_text().splitlines() if "nova" in m),
             "nova_py table": "nova_py" in tables,
             "ip_forward": Path("/proc/sys/net/ipv4/ip_forward").read_text(),
-            "domains": sorted(p.name for p in (self.folder / "nova/state/libvirt/etc/qemu").glob("*.xml")),
-            "guests": [line for line in self.processes() if "qemu-system" in line],
+            "domains": sorted(p.name for p in (self.folder / "nova/state/libvirt/etc").glob("*/instance-*.xml")),
+            "guests": [line for line in self.processes() if "qemu-system" in line or "libvirt_lxc" in line],
+            "containers' control groups": control_groups(),
             "disks": sorted(str(path) for path in (self.folder / "disks").rglob("*")),
             "addresses": re.findall(r"inet6? (\S+)", ask("ip", "address")),
             "up and promiscuous": {n: read(f"/sys/class/net/{n}/flags") for n in names},
@@ -230,6 +238,7 @@ CLOUDS: dict[str, dict[str, str]] = {
     | {"USE_MYSQL": "0", "VOLUMES_SIZE": "10"}
     | {"INSTANCES_PATH": "{folder}/disks/instances", "LOCK_PATH": "{folder}/disks/locks"}
     | {"IMAGE": "http://127.0.0.1:{port}/tty-of-mine.qcow2#sha256={sha256}"},
+    "lxc": {"LIBVIRT_TYPE": "lxc"},
 }
 
 
