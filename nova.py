@@ -516,6 +516,7 @@ GROUPS = (
 MODULES = (
     ("python3-libvirt",  "libvirt*"),
     ("python3-ldap",     "*ldap*"),   # and python3-ldappool
+    ("python3-ldap",     "ldif.py"),
     ("python3-pyasn1",   "pyasn1*"),  # and its modules, which python3-ldap imports
 )
 
