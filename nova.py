@@ -362,7 +362,7 @@ CONFIG_FILES = (
     ("conf/keystone.ldap.conf.tmpl", CONF / "domains/keystone.ldap.conf", 0o600, USER),
     ("conf/tree.ldif.tmpl",        CONF / "tree.ldif",            0o600, ROOT),
     ("conf/slapd.conf.tmpl",       CONF / "slapd.conf",           0o600, USER),
-    ("conf/opendj.tmpl",           CONF / "opendj",               0o700, ROOT),
+    ("conf/opendj.tmpl",           CONF / "opendj",               0o600, ROOT),
     ("conf/demorc.tmpl",           HOME / "demorc",               0o600, "caller"),
     ("novarc.tmpl",                HOME / "novarc",               0o600, "caller"),
     ("conf/clouds.yaml.tmpl",      HOME / "clouds.yaml",          0o600, "caller"),
@@ -393,7 +393,7 @@ SERVERS = (
     Service("northd",       USER, "ovn-northd --unixctl=$OVS/northd.ctl --ovnnb-db=$OVSDB --ovnsb-db=$OVSDB", "$OVS/northd.ctl"),
     Service("libvirt",      ROOT, "libvirtd", "/run/libvirt/libvirt-sock"),
     Service("ldap",         USER, "slapd -f $CONF/slapd.conf -h ldap://127.0.0.1:$LDAP_PORT -d none", "127.0.0.1:$LDAP_PORT"),
-    Service("opendj",       ROOT, "opendj", "127.0.0.1:$LDAP_PORT"),
+    Service("opendj",       ROOT, "bash $CONF/opendj", "127.0.0.1:$LDAP_PORT"),
     Service("tgt",          ROOT, "tgtd --foreground --iscsi portal=127.0.0.1:$TGT_PORT", "127.0.0.1:$TGT_PORT"),
     Service("iscsi",        ROOT, "sh -c '/usr/lib/open-iscsi/startup-checks.sh && exec iscsid --foreground'"),
 )
