@@ -234,23 +234,34 @@ class Settings:
     USE_IPV6: bool         = setting(False,        "1: IPv6 beside IPv4")
     USE_SWIFT: bool        = setting(False,        "1: object storage: swift, with S3 on port 3333")
     USE_EC2: bool          = setting(False,        "1: the EC2 API on port 8773")
-    USE_LDAP: bool         = setting(False,        "1: users in OpenLDAP")
+    USE_LDAP: bool         = setting(False,        "1: users in OpenLDAP, or in the directory at LDAP_URL")
     USE_OPENDJ: bool       = setting(False,        "1: users in OpenDJ")
+    OPENDJ_PACKAGE: str    = setting("",           "path of OpenDJ's .zip or .deb")
+    LDAP_URL: str          = setting("",           "a directory that is there already: ldap://HOST[:PORT] or ldaps://...")
+    LDAP_TREE: str         = setting("dc=nova,dc=sh", "what users are below in the directory")
+    LDAP_PASSWORD: str     = setting("",           "password of cn=admin,LDAP_TREE; generated when empty")
+    DEMO_PASSWORD: str     = setting("",           "password of the directory's user demo; generated when empty")
 
     @property
     def VOLUMES_LVM(self) -> bool:
         """Not a setting: are volumes nova.sh's, LVM by iSCSI, or files, because this kernel cannot?"""
         return asked_for(self, "VOLUMES_SIZE") and has_iscsi()
 
+    @property
+    def DIRECTORY(self) -> str:
+        """Not a setting: where the users of the domain ldap are, if there is one: slapd, opendj or yours."""
+        return "opendj" if self.USE_OPENDJ else "" if not self.USE_LDAP else "yours" if self.LDAP_URL else "slapd"
+
 
 # What nova.sh had and nova.py does not have (yet): better refused than ignored.
 REFUSED: dict[tuple[str, object], str] = {
     ("LIBVIRT_TYPE", "uml"):     "libvirt (5.0) and nova (23.0) dropped user-mode Linux; use qemu",
-    **{(name, True): "not ported yet" for name in ("USE_EC2", "USE_LDAP", "USE_OPENDJ")},
+    **{(name, True): "not ported yet" for name in ("USE_EC2",)},
 }
 # Given, prompted for (-p) or generated; kept in passwords.json alone.
 SECRETS = (
     "MYSQL_PASS", "ADMIN_PASSWORD", "SERVICE_PASSWORD", "RABBIT_PASS", "METADATA_SECRET", "EC2_ACCESS_KEY", "EC2_SECRET_KEY",
+    "LDAP_PASSWORD", "DEMO_PASSWORD",
 )
 CHOICES = {
     "LIBVIRT_TYPE": ("qemu", "kvm", "lxc", "uml"),
@@ -273,7 +284,8 @@ CONSOLE_PORTS = range(26000, 27000)  # the instances' VNC servers and serial por
 PATHS = dict(
     HOME=HOME, STATE=STATE, CONF=CONF, ENV=ENV, BIN=ENV / "bin", GUEST_USER=GUEST_USER,
     OVS=STATE / "ovs", OVSDB=f"unix:{STATE}/ovs/db.sock", MAC_PREFIX="fa:6e:70",
-    RABBIT_PORT=35672, RABBIT_DIST_PORT=35673, EPMD_PORT=34369, TGT_PORT=33260, SWIFT_PORT=36200,
+    RABBIT_PORT=35672, RABBIT_DIST_PORT=35673, EPMD_PORT=34369, TGT_PORT=33260,
+    SWIFT_PORT=36200, LDAP_PORT=33890, LDAP_ADMIN_PORT=33891,
     VNC_MIN=CONSOLE_PORTS[0], VNC_MAX=CONSOLE_PORTS[499], SERIAL_MIN=CONSOLE_PORTS[500], SERIAL_MAX=CONSOLE_PORTS[-1],
 )
 
@@ -285,6 +297,7 @@ FOLDERS = (
     ("state/run",               ROOT),
     ("state/cache",             ROOT),
     ("state/conf",              USER),
+    ("state/conf/domains",      USER),
     ("state/locks",             USER),
     ("state/nova",              USER),
     ("state/keystone/fernet",   USER),
@@ -300,12 +313,13 @@ FOLDERS = (
     ("state/volumes",           ROOT),
     ("state/swift",             USER),
     ("state/libvirt/etc/hooks", ROOT),
+    ("state/ldap",              USER),
 )
 
 # What every run begins without.
 EMPTIED = (
     "state/mysql", "state/databases", "state/rabbit", "state/ovs", "state/nova", "state/glance/images", "state/neutron",
-    "state/cinder", "state/volumes", "state/swift",
+    "state/cinder", "state/volumes", "state/swift", "state/ldap", "state/opendj",
     "state/libvirt/etc/qemu", "state/libvirt/etc/lxc", "state/libvirt/lib", "state/libvirt/run", "instances",
 )
 
@@ -354,6 +368,11 @@ CONFIG_FILES = (
     ("conf/qemu.conf.tmpl",        Path("/etc/libvirt/qemu.conf"),     0o644, ROOT),
     ("conf/lxc-hook.tmpl",         Path("/etc/libvirt/hooks/lxc"),     0o755, ROOT),
     ("conf/targets.conf.tmpl",     Path("/etc/tgt/targets.conf"),      0o644, ROOT),
+    ("conf/keystone.ldap.conf.tmpl", CONF / "domains/keystone.ldap.conf", 0o600, USER),
+    ("conf/tree.ldif.tmpl",        CONF / "tree.ldif",            0o600, ROOT),
+    ("conf/slapd.conf.tmpl",       CONF / "slapd.conf",           0o600, USER),
+    ("conf/opendj.tmpl",           CONF / "opendj",               0o600, ROOT),
+    ("conf/demorc.tmpl",           HOME / "demorc",               0o600, "caller"),
     ("novarc.tmpl",                HOME / "novarc",               0o600, "caller"),
     ("conf/clouds.yaml.tmpl",      HOME / "clouds.yaml",          0o600, "caller"),
 )
@@ -382,6 +401,8 @@ SERVERS = (
     Service("vswitchd",     ROOT, "ovs-vswitchd --unixctl=$OVS/vswitchd.ctl $OVSDB", "$OVS/vswitchd.ctl"),
     Service("northd",       USER, "ovn-northd --unixctl=$OVS/northd.ctl --ovnnb-db=$OVSDB --ovnsb-db=$OVSDB", "$OVS/northd.ctl"),
     Service("libvirt",      ROOT, "libvirtd", "/run/libvirt/libvirt-sock"),
+    Service("ldap",         USER, "slapd -f $CONF/slapd.conf -h ldap://127.0.0.1:$LDAP_PORT -d none", "127.0.0.1:$LDAP_PORT"),
+    Service("opendj",       ROOT, "bash $CONF/opendj", "127.0.0.1:$LDAP_PORT"),
     Service("tgt",          ROOT, "tgtd --foreground --iscsi portal=127.0.0.1:$TGT_PORT", "127.0.0.1:$TGT_PORT"),
     Service("iscsi",        ROOT, "sh -c '/usr/lib/open-iscsi/startup-checks.sh && exec iscsid --foreground'"),
     Service("objects",      USER, "python $CONF/swift_store.py $CONF/swift-store.conf -v", "127.0.0.1:$SWIFT_PORT"),
@@ -504,6 +525,14 @@ GROUPS = (
     ("unit-tests",),
 )
 
+# what only the distribution has built for its Python: package, its files; OpenStack's environment sees them
+MODULES = (
+    ("python3-libvirt",  "libvirt*"),
+    ("python3-ldap",     "*ldap*"),   # and python3-ldappool
+    ("python3-ldap",     "ldif.py"),
+    ("python3-pyasn1",   "pyasn1*"),  # and its modules, which python3-ldap imports
+)
+
 # TEST   the modules of nova/tests/unit that it runs
 UNIT_TESTS = {
     "1": (
@@ -524,6 +553,10 @@ ONLY_WITH: dict[str, set[object]] = {
     "CONSOLES":     {"novnc", "serial", "conf/consoles.nft.tmpl"},
     "TEST":         {"unit-tests"},
     "USE_IPV6":     {"conf/nat6.nft.tmpl"},
+    "DIRECTORY":    {"state/conf/domains", "conf/keystone.ldap.conf.tmpl", "conf/tree.ldif.tmpl", "conf/demorc.tmpl",
+                     "python3-ldap", "python3-pyasn1"},
+    "DIRECTORY=slapd": {"state/ldap", "conf/slapd.conf.tmpl", "ldap"},
+    "USE_OPENDJ":   {"conf/opendj.tmpl", "opendj"},
     "NET_MAN=FlatManager": set(),
     "LIBVIRT_TYPE=lxc": {"state/libvirt/etc/hooks", "conf/lxc-hook.tmpl"},
 }
@@ -698,6 +731,8 @@ def values(cfg: Settings) -> dict[str, Any]:
     machine = {"HOSTNAME": socket.gethostname(), "DATAPATH": "system" if has_kernel_datapath() else "netdev"}
     machine |= {"CONFIG_DRIVE": str(not MANAGERS[cfg.NET_MAN].dhcp)}
     machine |= {"DISKS": "raw", "TAPS": "false"} if cfg.LIBVIRT_TYPE == "lxc" else {"DISKS": "default", "TAPS": "true"}
+    machine |= {"HAS_DIRECTORY": str(bool(cfg.DIRECTORY)), "LDAP_NAME": cfg.LDAP_TREE.partition(",")[0].partition("=")[2]}
+    machine["LDAP_SERVER"] = cfg.LDAP_URL if cfg.DIRECTORY == "yours" else f"ldap://127.0.0.1:{PATHS['LDAP_PORT']}"
     machine["VOLUMES_BACKEND"] = "lvm" if cfg.VOLUMES_LVM else "files"
     return {**chosen, **PATHS, **machine, **known, **urls}
 
@@ -941,6 +976,7 @@ def checked(cfg: Settings) -> Settings:
         raise Failure(f"HOST_IP={host_ip}: not an address of this machine; it has {', '.join(own)}", code=2)
     check_elsewhere(cfg)
     check_image(cfg)
+    check_directory(cfg)
     return replace(cfg, INTERFACE=interface, HOST_IP=host_ip)
 
 
@@ -953,6 +989,9 @@ WORDS = (
     ("INSTANCES_PATH", r"(/[\w./-]+)?",               "an absolute path of letters, digits, . _ - and /"),
     ("LOCK_PATH",      r"(/[\w./-]+)?",               "an absolute path of letters, digits, . _ - and /"),
     ("VOLUMES_SIZE",   r"0|[1-9][0-9]{0,3}",          "how many GiB, 9999 at most, or 0"),
+    ("OPENDJ_PACKAGE", r"(/[\w./-]+)?",               "an absolute path of letters, digits, . _ - and /"),
+    ("LDAP_URL",       r"(ldaps?://[\w.-]+(:(6[0-4]\d{3}|[1-5]?\d{1,4}))?/?)?", "it looks like ldap://HOST or ldaps://HOST:PORT"),
+    ("LDAP_TREE",      r"(dc|o)=[\w-]+(,[a-z]+=[\w-]+)*", "it looks like dc=nova,dc=sh, or like o=nova"),
 )  # fmt: skip
 
 
@@ -1019,6 +1058,19 @@ def check_image(cfg: Settings) -> None:
         raise Failure(f"IMAGE={shown}: after # it can say sha256=HEX", code=2)
     if cfg.IMAGE and not url.scheme:
         image_format(Path(cfg.IMAGE))
+
+
+def check_directory(cfg: Settings) -> None:
+    """One directory at most, and OpenDJ comes in a package that is one."""
+    if not cfg.USE_OPENDJ:
+        return
+    if cfg.USE_LDAP:
+        raise Failure("USE_OPENDJ=1: with USE_LDAP=1 there would be two directories; choose one", code=2)
+    path, asked = Path(cfg.OPENDJ_PACKAGE), ("dpkg-deb", "--field", cfg.OPENDJ_PACKAGE, "Package")
+    inside = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else ask(*asked, default="").split()
+    if not {"opendj/setup", "opendj"} & {*inside}:
+        wanted = "USE_OPENDJ=1 wants the path of OpenDJ's .zip or .deb here, because no distribution has it"
+        raise Failure(f"OPENDJ_PACKAGE={cfg.OPENDJ_PACKAGE}: {wanted}", code=2)
 
 
 def image_format(path: Path) -> tuple[str, int]:
@@ -1169,6 +1221,9 @@ def check_machine(cfg: Settings) -> None:
     if wanted and not Path("/dev/loop-control").exists():
         raise Failure(f"VOLUMES_SIZE={wanted}: no /dev/loop-control, and a file as a disk is what bounds volumes", code=2)
     check_ports(cfg)
+    url = urllib.parse.urlsplit(cfg.LDAP_URL)
+    if cfg.DIRECTORY == "yours" and not answers(f"{url.hostname}:{url.port or {'ldap': 389, 'ldaps': 636}[url.scheme]}"):
+        raise Failure(f"LDAP_URL={cfg.LDAP_URL}: nobody answers there", code=2)
     if taken := {*BRIDGES, "ovs-system"} & set(netifaces.interfaces()):
         raise Failure(f"this machine has an interface {taken.pop()}, and a cloud makes its own", "remove it first")
 
@@ -1450,6 +1505,7 @@ def install(cfg: Settings) -> None:
     in_parallel(lambda: install_packages(packages(cfg)), lambda: install_openstack(cfg))
     private_libvirt(cfg)
     make_users()
+    link_modules(cfg)
     use_elsewhere(cfg)
     make_folders(cfg)
     write_config(cfg)
@@ -1525,7 +1581,7 @@ def install_openstack(cfg: Settings) -> None:
 def make_environment() -> None:
     """All of it, anew."""
     with step("Install OpenStack's environment"):
-        # The distribution's python3: its python3-libvirt is built for that one.
+        # The distribution's python3: its modules (MODULES) are built for that one.
         uv("venv", "--clear", "--relocatable", "--python", "/usr/bin/python3", ENV)
         install_group("cloud-build")
         install_group("cloud", "--no-emit-package", "nova")
@@ -1533,7 +1589,6 @@ def make_environment() -> None:
         uv("pip", "install", "--python", ENV, *editable, env={"PBR_VERSION": tree_version()})
         other = f"this tree wants other libraries than uv.lock has: branch another version, or edit {HOME}/requirements.txt"
         uv("pip", "check", "--python", ENV, hint=other)
-        (site_packages() / "distribution.pth").write_text(f"{STATE}/python3-libvirt\n")
     with step("Compile it"):
         compile_python(site_packages(), HOME / "nova")
 
@@ -1591,11 +1646,17 @@ def make_users() -> None:
         if not ask("getent", "passwd", user, default=""):
             home = ("--no-create-home", "--home-dir", "/nonexistent")
             do("useradd", "--system", "--user-group", *home, "--shell", "/usr/sbin/nologin", user)
-    libvirt = STATE / "python3-libvirt"
-    shutil.rmtree(libvirt, ignore_errors=True)
-    libvirt.mkdir()
-    for file in Path("/usr/lib/python3/dist-packages").glob("libvirt*"):
-        (libvirt / file.name).symlink_to(file)
+
+
+def link_modules(cfg: Settings) -> None:
+    """OpenStack's environment sees the files of MODULES, and nothing else of the distribution's Python."""
+    place = STATE / "python3"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    for _, files in rows(cfg, MODULES):
+        for file in Path("/usr/lib/python3/dist-packages").glob(files):
+            (place / file.name).symlink_to(file)
+    (site_packages() / "distribution.pth").write_text(f"{place}\n")
 
 
 def make_folders(cfg: Settings) -> None:
@@ -1653,7 +1714,7 @@ def make_databases(cfg: Settings) -> None:
     versions = [digest(path) for path in sorted((HOME / "nova/db").rglob("*.py"))]
     chosen = [values(cfg)[name] for name in WRITTEN_INTO_DATABASES]
     tables = rows(cfg, DATABASES, ENDPOINTS)
-    parts = (digest(HERE / "uv.lock"), versions, chosen, ask("mariadbd", "--version"), tables)
+    parts = (digest(HERE / "uv.lock"), versions, chosen, ask("mariadbd", "--version"), tables, bool(cfg.DIRECTORY))
     key = hashlib.sha256(repr(parts).encode()).hexdigest()
     make_once(kept_databases(cfg).with_suffix(".made-from"), key, lambda: fill_databases(cfg))
 
@@ -1715,6 +1776,8 @@ def register_services(cfg: Settings) -> None:
     keys = {"access": values(cfg)["EC2_ACCESS_KEY"], "secret": values(cfg)["EC2_SECRET_KEY"]}
     whose = dict(user_id=cloud(cfg).current_user_id, project_id=cloud(cfg).current_project_id)
     identity.create_credential(type="ec2", blob=json.dumps(keys), **whose)
+    if cfg.DIRECTORY:
+        identity.create_domain(name="ldap")
     cloud.cache_clear()  # its token names the catalog as it was
 
 
@@ -1812,10 +1875,12 @@ def run_detached(cfg: Settings) -> None:
     empty_databases(cfg)
     make_volumes(cfg)
     start_session(cfg)
+    use_directory(cfg)
     create_bridges(cfg)
     start_control(cfg)
     start_workers(cfg)
     in_parallel(lambda: create_flavors(cfg), lambda: create_networks(cfg), lambda: upload_image(cfg))
+    create_projects(cfg)
     wait_for_hosts(cfg)
     smoke_test(cfg)
     (STATE / "run/up").touch()
@@ -1923,6 +1988,20 @@ def record_groups() -> None:
     trees = [CGROUPS] if has_cgroup2() else [CGROUPS / name for name in CONTROLLERS]
     if new := [path for path in (tree / "machine" for tree in trees) if not path.exists()]:
         record("find", *new, "-depth", "-type", "d", "-delete")
+
+
+def use_directory(cfg: Settings) -> None:
+    """Ours has conf/tree.ldif.tmpl in it; the user's is asked for what keystone will ask it for."""
+    if not cfg.DIRECTORY:
+        return
+    known, wrong = values(cfg), "compare LDAP_URL, LDAP_TREE and LDAP_PASSWORD with what that directory has: README.md"
+    login = ("-x", "-H", known["LDAP_SERVER"], "-o", "nettimeout=10", "-D", f"cn=admin,{cfg.LDAP_TREE}", "-y", "/dev/stdin")
+    program, *words = ("ldapadd", "-f", CONF / "tree.ldif")
+    if cfg.DIRECTORY == "yours":
+        program, *words = ("ldapsearch", "-LLL", "-b", f"ou=groups,{cfg.LDAP_TREE}", "(objectClass=groupOfNames)", "dn")
+    trust = {"LDAPTLS_CACERT": "/etc/ssl/certs/ca-certificates.crt"}
+    with step("Use the directory"):
+        do(program, *login, *words, text=known["LDAP_PASSWORD"], env=trust, hint=wrong)
 
 
 def create_bridges(cfg: Settings) -> None:
@@ -2058,6 +2137,17 @@ def create_subnet(cfg: Settings, network: Any, cidr: str, last: int, **more: obj
     pool = dict(start=str(room[2]), end=str(room[last]))
     where = dict(name=network.name, network_id=network.id, ip_version=room.version, cidr=cidr)
     return cloud(cfg).network.create_subnet(**where, gateway_ip=str(room[1]), allocation_pools=[pool], **more)
+
+
+def create_projects(cfg: Settings) -> None:
+    """Each group of the directory is a project of the domain ldap, and its members are the project's."""
+    if cfg.DIRECTORY:
+        with step("Create the projects of the directory's groups"):
+            identity = cloud(cfg).identity
+            domain, member = identity.find_domain("ldap"), identity.find_role("member")
+            for group in identity.groups(domain_id=domain.id):
+                project = identity.create_project(name=group.name, domain_id=domain.id)
+                identity.assign_project_role_to_group(project, group, member)
 
 
 def upload_image(cfg: Settings) -> None:

@@ -165,7 +165,9 @@ def typed(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_typed_password_is_taken_when_it_is_the_same_twice(typed: list[str]) -> None:
     typed += ["mysql-typed", "mysql-typed", "", "service-typed", "service-typed"]
     cfg = nova.prompted(nova.settings_from({}), "run")
-    assert [getattr(cfg, name) for name in nova.SECRETS] == ["mysql-typed", "", "service-typed", "", "", "", ""]
+    chosen = [name for name in nova.SECRETS if getattr(cfg, name)]
+    assert chosen == ["MYSQL_PASS", "SERVICE_PASSWORD"]
+    assert (cfg.MYSQL_PASS, cfg.SERVICE_PASSWORD) == ("mysql-typed", "service-typed")
 
 
 def test_what_is_in_the_environment_or_known_is_not_asked_for(typed: list[str], machine: Machine) -> None:

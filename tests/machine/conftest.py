@@ -11,6 +11,7 @@ import re
 import shlex
 import shutil
 import socket
+import string
 import subprocess
 import tempfile
 import threading
@@ -24,7 +25,7 @@ import pytest
 
 NOVA_PY = Path(__file__).resolve().parents[2] / "nova.py"
 IPV6_SWITCHES = ("forwarding", "accept_ra", "disable_ipv6")
-PORTS = {3333, 5000, 6080, 6083, 8774, 8775, 8776, 8778, 9292, 9696, 34369, 35672, 35673, 36200}
+PORTS = {3333, 5000, 6080, 6083, 8774, 8775, 8776, 8778, 9292, 9696, 33890, 34369, 35672, 35673, 36200}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -230,14 +231,16 @@ def far(*command: str) -> str:
 # The clouds that the tests of variables share, one after the other; a test module says which: pytestmark = on("vlan").
 CLOUDS: dict[str, dict[str, str]] = {
     "vlan": {"NET_MAN": "VlanManager", "FLAT_INTERFACE": "nova-spare", "FIXED_RANGE": "10.11.0.0/24", "CONSOLES": "1"}
-    | {"VOLUMES_SIZE": "10", "USE_SWIFT": "1"},
+    | {"VOLUMES_SIZE": "10", "USE_SWIFT": "1", "USE_LDAP": "1"},
     "flat-dhcp": {"NET_MAN": "FlatDHCPManager", "FLAT_INTERFACE": "nova-spare", "USE_IPV6": "1", "HOST_IP": "198.51.100.10"}
     | {"FIXED_RANGE_V6": "fdcc:1:2::/48"}
     | {"SCREEN_NAME": "mine", "SCREEN_STATUS": "0"},
     "flat": {"NET_MAN": "FlatManager", "INTERFACE": "nova-host", "FLOATING_RANGE": "10.66.0.0/28"}
     | {"USE_MYSQL": "0", "VOLUMES_SIZE": "10"}
     | {"INSTANCES_PATH": "{folder}/disks/instances", "LOCK_PATH": "{folder}/disks/locks"}
-    | {"IMAGE": "http://127.0.0.1:{port}/tty-of-mine.qcow2#sha256={sha256}"},
+    | {"IMAGE": "http://127.0.0.1:{port}/tty-of-mine.qcow2#sha256={sha256}"}
+    | {"USE_LDAP": "1", "LDAP_URL": "ldap://127.0.0.1:{ldap_port}", "LDAP_TREE": "dc=test,dc=sh"}
+    | {"LDAP_PASSWORD": "the-managers-own", "DEMO_PASSWORD": "the-demos-own"},
     "lxc": {"LIBVIRT_TYPE": "lxc"},
 }
 
@@ -253,6 +256,7 @@ def cloud(machine: Machine, wires: None, request: pytest.FixtureRequest) -> Iter
     before, chosen = machine.traces(), CLOUDS[request.param]
     if "IMAGE" in chosen:
         places = {"folder": str(machine.folder), **request.getfixturevalue("served_image")}
+        places |= request.getfixturevalue("directory_389")
         chosen = {name: value.format(**places) for name, value in chosen.items()}
     machine.nova("run_detached", env=chosen)
     if not machine.key.exists():
@@ -278,6 +282,63 @@ def served_image(machine: Machine) -> Iterator[dict[str, Any]]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield {"port": server.server_port, "sha256": hashlib.sha256(image.read_bytes()).hexdigest()}
         server.shutdown()
+
+
+# ---- A directory that is nova.py's neighbour: 389-ds, which is another server than slapd, with the same tree in it ----
+
+INSTANCE = """
+[general]
+config_version = 2
+start = False
+full_machine_name = localhost
+strict_host_checking = False
+[slapd]
+instance_name = nova-test
+port = {port}
+secure_port = 0
+self_sign_cert = False
+root_dn = cn=admin,{tree}
+root_password = {password}
+[backend-userroot]
+suffix = {tree}
+"""
+
+
+@pytest.fixture(scope="session")
+def directory_389(machine: Machine) -> Iterator[dict[str, Any]]:
+    """389-ds on loopback with what conf/tree.ldif.tmpl says in it: its port. Without systemd: started by hand, as its user."""
+    chosen = CLOUDS["flat"]
+    tree, password = chosen["LDAP_TREE"], chosen["LDAP_PASSWORD"]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    if not shutil.which("dscreate") or not shutil.which("ldapadd"):
+        apt = ("apt-get", "-qq", "-o", "DPkg::Lock::Timeout=300")
+        quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        subprocess.run([*apt, "update"], check=True)
+        packages = ["389-ds-base", "ldap-utils"]
+        subprocess.run(
+            [*apt, "install", "-y", "--no-install-recommends", *packages], check=True, env=quiet, stdout=subprocess.DEVNULL
+        )
+    wanted = machine.folder / "389.inf"
+    wanted.write_text(INSTANCE.format(port=port, tree=tree, password=password))
+    subprocess.run(["dscreate", "from-file", str(wanted)], check=True)
+    settings = Path("/etc/dirsrv/slapd-nova-test/dse.ldif")
+    settings.write_text(re.sub("^(nsslapd-port: .*)$", r"\1\nnsslapd-listenhost: 127.0.0.1", settings.read_text(), flags=re.M))
+    pid = "/run/dirsrv/slapd-nova-test.pid"
+    server = subprocess.Popen(["ns-slapd", "-D", str(settings.parent), "-i", pid, "-d", "0"], stderr=subprocess.DEVNULL)
+    try:
+        url = f"ldap://127.0.0.1:{port}"
+        eventually("389-ds", lambda: ask("ldapsearch", "-x", "-H", url, "-b", "", "-s", "base", "vendorVersion"))
+        manager = ["-x", "-H", url, "-D", f"cn=admin,{tree}", "-w", password]
+        subprocess.run(["ldapdelete", *manager, tree], check=True)  # dscreate makes an entry of its own
+        values = {"LDAP_TREE": tree, "LDAP_NAME": "test", "DEMO_PASSWORD": chosen["DEMO_PASSWORD"]}
+        entries = string.Template((NOVA_PY.parent / "conf/tree.ldif.tmpl").read_text()).substitute(values)
+        subprocess.run(["ldapadd", *manager], input=entries, text=True, check=True)
+        yield {"ldap_port": port}
+    finally:
+        server.terminate()
+        server.wait()
+        subprocess.run(["dsctl", "nova-test", "remove", "--do-it"], check=True)
 
 
 def listener(address: str) -> socket.socket:

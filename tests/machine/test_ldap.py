@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Users in a directory: in nova.py's own slapd on one cloud, in a 389-ds that was there before on the other."""
+
+import json
+import subprocess
+import urllib.error
+import urllib.request
+
+import psutil
+import pytest
+
+from .conftest import Machine
+
+pytestmark = pytest.mark.parametrize("cloud", ["flat", "vlan"], indirect=True, scope="session")
+
+
+def known(cloud: Machine, file: str) -> dict[str, str]:
+    """What the cloud has written down: settings or passwords."""
+    return dict(json.loads((cloud.folder / f"nova/state/{file}.json").read_text()))
+
+
+def enabled(cloud: Machine, change: str) -> None:
+    """Change the directory's entry: `add` demo to those who are enabled, or `delete` it there."""
+    tree = known(cloud, "settings")["LDAP_TREE"]
+    url = known(cloud, "settings")["LDAP_URL"] or "ldap://127.0.0.1:33890"
+    lines = f"dn: cn=enabled_users,ou=users,{tree}\nchangetype: modify\n{change}: member\nmember: uid=demo,ou=users,{tree}\n"
+    manager = ["-x", "-H", url, "-D", f"cn=admin,{tree}", "-w", known(cloud, "passwords")["LDAP_PASSWORD"]]
+    subprocess.run(["ldapmodify", *manager], input=lines, text=True, check=True, capture_output=True)
+
+
+def demo(cloud: Machine, words: str) -> str:
+    """An openstack command of the directory's user."""
+    return cloud.shell(f". nova/demorc && openstack {words}")
+
+
+def boot(cloud: Machine, name: str) -> None:
+    """An instance of the directory's user; on the shared network where there is one, on a network of its own elsewhere."""
+    network = "private" if known(cloud, "settings")["NET_MAN"] == "FlatManager" else "demos"
+    if network not in demo(cloud, "network list -f value -c Name").split():
+        demo(cloud, "network create demos")
+        demo(cloud, "subnet create --network demos --subnet-range 10.77.0.0/24 demos")
+    demo(cloud, f"server create --image ami-tty --flavor m1.tiny --network {network} --wait {name}")
+
+
+def is_taken(cloud: Machine, token: str) -> bool:
+    """Does keystone take this token?"""
+    asked = urllib.request.Request(f"http://{cloud.host_ip()}:5000/v3/auth/projects", headers={"X-Auth-Token": token})
+    try:
+        return bool(urllib.request.urlopen(asked, timeout=20).status == 200)
+    except urllib.error.HTTPError as error:
+        assert error.code == 401
+        return False
+
+
+def test_the_directory_is_a_domain_of_its_own(cloud: Machine) -> None:
+    users = {each["Name"] for each in cloud.openstack("user list --domain ldap")}
+    assert users == {"demo"}
+    services = {each["Name"] for each in cloud.openstack("user list --domain Default")}
+    assert {"admin", "nova", "neutron", "glance", "placement"} <= services and "demo" not in services
+
+
+def test_a_user_of_the_directory_boots_an_instance_until_disabled_there(cloud: Machine) -> None:
+    boot(cloud, "of-demo")
+    server = cloud.openstack("server list --all-projects --name of-demo --long")[0]
+    it = json.loads(demo(cloud, "server show of-demo -f json"))
+    assert server["Status"] == it["status"] == "ACTIVE"
+    assert it["user_id"] == cloud.openstack("user show --domain ldap demo")["id"]
+    assert it["project_id"] == cloud.openstack("project show --domain ldap demo")["id"]
+
+    token = demo(cloud, "token issue -f value -c id")
+    assert is_taken(cloud, token)
+    enabled(cloud, "delete")
+    assert not is_taken(cloud, token)
+    with pytest.raises(AssertionError, match="HTTP 401"):
+        boot(cloud, "refused")
+    enabled(cloud, "add")
+    boot(cloud, "again")
+    names = {each["Name"] for each in cloud.openstack("server list --all-projects")}
+    assert {"of-demo", "again"} <= names and "refused" not in names
+    demo(cloud, "server delete --wait of-demo again")
+
+
+def test_a_wrong_password_is_one(cloud: Machine) -> None:
+    with pytest.raises(AssertionError, match="HTTP 401"):
+        cloud.shell(". nova/demorc && OS_PASSWORD=another openstack token issue")
+
+
+def test_a_slapd_runs_only_where_no_directory_was_there(cloud: Machine) -> None:
+    ours = not known(cloud, "settings")["LDAP_URL"]
+    assert ours == any(line.startswith("slapd ") for line in cloud.processes())
+    listening = [c.laddr.ip for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.laddr.port == 33890]
+    assert listening == (["127.0.0.1"] if ours else [])
