@@ -232,7 +232,7 @@ class Settings:
     TEST: str              = setting("0",          "1: run a part of nova's unit tests first; all: all of them")
     USE_IPV6: bool         = setting(False,        "1: IPv6 beside IPv4")
     USE_SWIFT: bool        = setting(False,        "1: object storage: swift, with S3 on port 3333")
-    USE_EC2: bool          = setting(False,        "1: the EC2 API on port 8773")
+    USE_EC2: bool          = setting(False,        "1: the EC2 API on port 8773; it needs volumes")
     USE_LDAP: bool         = setting(False,        "1: users in OpenLDAP")
     USE_OPENDJ: bool       = setting(False,        "1: users in OpenDJ")
 
@@ -246,7 +246,7 @@ class Settings:
 REFUSED: dict[tuple[str, object], str] = {
     ("LIBVIRT_TYPE", "uml"):     "libvirt (5.0) and nova (23.0) dropped user-mode Linux; use qemu",
     ("LIBVIRT_TYPE", "lxc"):     "containers are not ported yet; use qemu",
-    **{(name, True): "not ported yet" for name in ("USE_SWIFT", "USE_EC2", "USE_LDAP", "USE_OPENDJ")},
+    **{(name, True): "not ported yet" for name in ("USE_SWIFT", "USE_LDAP", "USE_OPENDJ")},
 }
 # Given, prompted for (-p) or generated; kept in passwords.json alone.
 SECRETS = (
@@ -268,10 +268,11 @@ ROOT       = "root"          # for what wires networks and starts instances
 HOME  = Path("/run/nova.py")
 STATE = HOME / "state"
 ENV   = STATE / "env"
+EC2   = STATE / "ec2"  # an environment of its own: ec2-api's last release wants older libraries
 CONF  = STATE / "conf"
 CONSOLE_PORTS = range(26000, 27000)  # the instances' VNC servers and serial ports, on loopback
 PATHS = dict(
-    HOME=HOME, STATE=STATE, CONF=CONF, ENV=ENV, BIN=ENV / "bin", GUEST_USER=GUEST_USER,
+    HOME=HOME, STATE=STATE, CONF=CONF, ENV=ENV, EC2=EC2, BIN=ENV / "bin", GUEST_USER=GUEST_USER,
     OVS=STATE / "ovs", OVSDB=f"unix:{STATE}/ovs/db.sock", MAC_PREFIX="fa:6e:70",
     RABBIT_PORT=35672, RABBIT_DIST_PORT=35673, EPMD_PORT=34369, TGT_PORT=33260,
     VNC_MIN=CONSOLE_PORTS[0], VNC_MAX=CONSOLE_PORTS[499], SERIAL_MIN=CONSOLE_PORTS[500], SERIAL_MAX=CONSOLE_PORTS[-1],
@@ -332,6 +333,9 @@ CONFIG_FILES = (
     ("conf/placement.conf.tmpl",   CONF / "placement.conf",       0o600, USER),
     ("conf/neutron.conf.tmpl",     CONF / "neutron.conf",         0o600, USER),
     ("conf/cinder.conf.tmpl",      CONF / "cinder.conf",          0o600, USER),
+    ("conf/ec2api.conf.tmpl",      CONF / "ec2api.conf",          0o600, USER),
+    ("conf/ec2-paste.ini.tmpl",    CONF / "ec2-paste.ini",        0o644, USER),
+    ("conf/ec2_auth.py",           CONF / "ec2_auth.py",          0o644, USER),
     ("conf/my.cnf.tmpl",           CONF / "my.cnf",               0o600, USER),
     ("conf/grants.sql.tmpl",       CONF / "grants.sql",           0o600, USER),
     ("conf/rabbitmq.conf.tmpl",    CONF / "rabbitmq.conf",        0o600, USER),
@@ -391,6 +395,7 @@ CONTROL = (
     Service("metadata",     USER, f"{API} 127.0.0.1:8775 --module nova.wsgi.metadata:application", "http://127.0.0.1:8775/"),
     Service("volume-api",   USER, f"{API} $HOST_IP:8776 --module cinder.wsgi.api:application"
                                   " --pyargv '--config-file $CONF/cinder.conf'", "http://$HOST_IP:8776/"),
+    Service("ec2",          USER, "env PYTHONPATH=$CONF $EC2/bin/ec2-api --config-file $CONF/ec2api.conf", "http://$HOST_IP:8773/"),
     Service("novnc",        USER, f"nova-novncproxy {NOVA_CONF} --web $STATE/novnc/usr/share/novnc", "$HOST_IP:6080"),
     Service("serial",       USER, f"nova-serialproxy {NOVA_CONF}", "$HOST_IP:6083"),
 )
@@ -430,6 +435,7 @@ DATABASES = (
     (("placement",), ("placement-manage --config-file $CONF/placement.conf db sync",)),
     (("neutron",),   ("neutron-db-manage --config-file $CONF/neutron.conf upgrade heads",)),
     (("cinder",),    ("cinder-manage --config-file $CONF/cinder.conf db sync",)),
+    (("ec2api",),    ("$EC2/bin/ec2-api-manage --config-file $CONF/ec2api.conf db_sync",)),
 )
 
 # user,       type,         url
@@ -439,6 +445,7 @@ ENDPOINTS = (
     ("nova",      "compute",   "http://$HOST_IP:8774/v2.1"),
     ("neutron",   "network",   "http://$HOST_IP:9696"),
     ("cinder",    "block-storage", "http://$HOST_IP:8776/v3"),
+    ("ec2",       "ec2",       "http://$HOST_IP:8773/"),
 )
 
 
@@ -486,10 +493,11 @@ LISTED: tuple[tuple[str, str, str, dict[str, Any], dict[str, str]], ...] = (
         {"floating_address": "floating_ip_address", "fixed_address": "fixed_ip_address"}),
 )
 
-# groups of pyproject.toml that are added to OpenStack's environment
+# group of pyproject.toml, and which environment it is added to
 GROUPS = (
-    ("volumes",),
-    ("unit-tests",),
+    ("volumes",    ENV),
+    ("unit-tests", ENV),
+    ("ec2",        EC2),
 )
 
 # TEST   the modules of nova/tests/unit that it runs
@@ -507,6 +515,7 @@ ONLY_WITH: dict[str, set[object]] = {
     "VOLUMES_SIZE": {"state/cinder", "state/volumes", "conf/cinder.conf.tmpl", "volume-api", "volume-sched", "volume",
                      ("cinder",), "cinder", "volumes"},
     "VOLUMES_LVM":  {"/etc/tgt", "conf/targets.conf.tmpl", "tgt", "iscsi"},
+    "USE_EC2":      {"ec2", ("ec2api",), "conf/ec2api.conf.tmpl", "conf/ec2-paste.ini.tmpl", "conf/ec2_auth.py"},
     "CONSOLES":     {"novnc", "serial", "conf/consoles.nft.tmpl"},
     "TEST":         {"unit-tests"},
     "USE_IPV6":     {"conf/nat6.nft.tmpl"},
@@ -881,6 +890,8 @@ def checked(cfg: Settings) -> Settings:
         check_flat_interface(cfg.FLAT_INTERFACE)
     if cfg.USE_IPV6:
         check_ipv6(cfg)
+    if cfg.USE_EC2 and not asked_for(cfg, "VOLUMES_SIZE"):
+        raise Failure("USE_EC2=1: ec2-api asks for volumes wherever it tells of instances; set VOLUMES_SIZE, in GiB", code=2)
     default: Any = netifaces.gateways().get("default", {})
     interface = cfg.INTERFACE or str(default.get(netifaces.AF_INET, ("", ""))[1])
     host_ip = cfg.HOST_IP or (address_of(interface) if interface else "")
@@ -1429,17 +1440,15 @@ def install_openstack(cfg: Settings) -> None:
     files = (HERE / "uv.lock", *(HOME / name for name in ("setup.cfg", "pyproject.toml", "requirements.txt")))
     key = "".join(digest(path) for path in files if path.exists())
     make_once(ENV / "made-from", key, make_environment)
-    for (group,) in rows(cfg, GROUPS):
-        make_once(ENV / f"made-from-{group}", key, functools.partial(add_group, group))
+    for group, place in rows(cfg, GROUPS):
+        make_once(ENV / f"made-from-{group}", key, functools.partial(add_group, group, place))
 
 
 def make_environment() -> None:
     """All of it, anew."""
     with step("Install OpenStack's environment"):
-        # The distribution's python3: its python3-libvirt is built for that one.
-        uv("venv", "--clear", "--relocatable", "--python", "/usr/bin/python3", ENV)
-        install_group("cloud-build")
-        install_group("cloud", "--no-emit-package", "nova")
+        empty_environment(ENV)
+        install_group("cloud", ENV, "--no-emit-package", "nova")
         editable = ("--no-build-isolation", "--no-deps", "--editable", HOME)
         uv("pip", "install", "--python", ENV, *editable, env={"PBR_VERSION": tree_version()})
         other = f"this tree wants other libraries than uv.lock has: branch another version, or edit {HOME}/requirements.txt"
@@ -1447,6 +1456,12 @@ def make_environment() -> None:
         (site_packages() / "distribution.pth").write_text(f"{STATE}/python3-libvirt\n")
     with step("Compile it"):
         compile_python(site_packages(), HOME / "nova")
+
+
+def empty_environment(place: Path) -> None:
+    """One with the distribution's python3, whose python3-libvirt is built for that, and with what builds what has no wheel."""
+    uv("venv", "--clear", "--relocatable", "--python", "/usr/bin/python3", place)
+    install_group("cloud-build", place)
 
 
 def tree_version() -> str:
@@ -1457,18 +1472,20 @@ def tree_version() -> str:
     return tags[0] if tags else locked("nova", r"\.tar\.gz$")["url"].rpartition("nova-")[2].removesuffix(".tar.gz")
 
 
-def add_group(group: str) -> None:
-    """What only a setting asks for, into the environment that is there."""
+def add_group(group: str, place: Path) -> None:
+    """What only a setting asks for, into the environment that is there, or into one of its own."""
     with step(f"Install OpenStack's environment for {group}"):
-        install_group(group)
-        compile_python(site_packages())
+        if place != ENV:
+            empty_environment(place)
+        install_group(group, place)
+        compile_python(site_packages(place))
 
 
-def install_group(group: str, *but: str) -> None:
+def install_group(group: str, place: Path, *but: str) -> None:
     """A group of pyproject.toml, as uv.lock has it."""
     wanted = STATE / "cache/cloud.txt"
     uv("export", "--frozen", "--only-group", group, *but, "--output-file", wanted)
-    uv("pip", "install", "--python", ENV, "--no-build-isolation", "--require-hashes", "--requirements", wanted)
+    uv("pip", "install", "--python", place, "--no-build-isolation", "--require-hashes", "--requirements", wanted)
 
 
 def uv(*words: object, env: Mapping[str, str] = {}, hint: str = NETWORK) -> None:
@@ -1477,9 +1494,9 @@ def uv(*words: object, env: Mapping[str, str] = {}, hint: str = NETWORK) -> None
     do(TOOL / "uv", "--quiet", "--no-config", *words, cwd=HERE, env={**own, **env}, hint=hint)
 
 
-def site_packages() -> Path:
+def site_packages(place: Path = ENV) -> Path:
     """Where the environment's modules are."""
-    return next(ENV.glob("lib/python3*/site-packages"))
+    return next(place.glob("lib/python3*/site-packages"))
 
 
 def compile_python(*folders: Path) -> None:
@@ -1542,7 +1559,8 @@ def write_config(cfg: Settings) -> None:
         write_file(path, render((HERE / template).read_text(), cfg), mode, owner)
     write_file(CONF / "keep", (HERE / "conf/keep").read_bytes(), 0o755)
     if not cfg.USE_MYSQL:
-        install_plugin(site_packages())
+        for place in {ENV, *(place for _, place in rows(cfg, GROUPS))}:
+            install_plugin(site_packages(place))
     for folder in ("fernet", "credential"):
         for name in ("0", "1"):
             if not (STATE / f"keystone/{folder}/{name}").exists():

@@ -1,3 +1,4 @@
+# written by nova.py; edit conf/ec2_auth.py
 """A filter for ec2-api's paste pipeline: its own, but for a token of the service's with the question to keystone.
 
 ec2-api 17.0.0, its last release, asks keystone anonymously whether a signature is right. Since CVE-2025-65073 keystone
