@@ -1453,9 +1453,9 @@ def make_environment() -> None:
         uv("pip", "install", "--python", ENV, *editable, env={"PBR_VERSION": tree_version()})
         other = f"this tree wants other libraries than uv.lock has: branch another version, or edit {HOME}/requirements.txt"
         uv("pip", "check", "--python", ENV, hint=other)
-        (site_packages() / "distribution.pth").write_text(f"{STATE}/python3-libvirt\n")
+        (site_packages(ENV) / "distribution.pth").write_text(f"{STATE}/python3-libvirt\n")
     with step("Compile it"):
-        compile_python(site_packages(), HOME / "nova")
+        compile_python(site_packages(ENV), HOME / "nova")
 
 
 def empty_environment(place: Path) -> None:
@@ -1494,8 +1494,8 @@ def uv(*words: object, env: Mapping[str, str] = {}, hint: str = NETWORK) -> None
     do(TOOL / "uv", "--quiet", "--no-config", *words, cwd=HERE, env={**own, **env}, hint=hint)
 
 
-def site_packages(place: Path = ENV) -> Path:
-    """Where the environment's modules are."""
+def site_packages(place: Path) -> Path:
+    """Where an environment's modules are."""
     return next(place.glob("lib/python3*/site-packages"))
 
 
