@@ -121,6 +121,7 @@ def test_the_address_is_given_back(cloud: Machine, ec2: Any, instance: Instance)
     assert address not in [each["Floating IP Address"] for each in cloud.openstack("floating ip list")]
 
 
+@pytest.mark.slow
 def test_a_vpc_of_ones_own(cloud: Machine, ec2: Any) -> None:
     vpc = ec2.create_vpc(CidrBlock="10.31.0.0/16")["Vpc"]["VpcId"]
     gateway = ec2.create_internet_gateway()["InternetGateway"]["InternetGatewayId"]
