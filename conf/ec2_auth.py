@@ -31,6 +31,8 @@ class Auth(EC2KeystoneAuth):
         signed |= dict(host=req.host, verb=req.method, path=req.path, headers=dict(req.headers), params={})
         if "X-Amz-Signature" not in req.params and "Authorization" not in req.headers:
             signed["params"] = {name: value for name, value in req.params.items() if name != "Signature"}
+        if not signed["access"] or not signed["signature"]:
+            return faults.ec2_error_response(number, "AuthFailure", "Signature not provided", status=400)
         service, url = clients.get_os_admin_session(), cfg.CONF.keystone_ec2_tokens_url
         answer = service.post(url, json={"ec2Credentials": signed}, raise_exc=False)
         if answer.status_code != 200:
