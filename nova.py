@@ -233,7 +233,7 @@ class Settings:
     TEST: str              = setting("0",          "1: run a part of nova's unit tests first; all: all of them")
     USE_IPV6: bool         = setting(False,        "1: IPv6 beside IPv4")
     USE_SWIFT: bool        = setting(False,        "1: object storage: swift, with S3 on port 3333")
-    USE_EC2: bool          = setting(False,        "1: the EC2 API on port 8773")
+    USE_EC2: bool          = setting(False,        "1: the EC2 API on port 8773; it needs volumes")
     USE_LDAP: bool         = setting(False,        "1: users in OpenLDAP, or in the directory at LDAP_URL")
     USE_OPENDJ: bool       = setting(False,        "1: users in OpenDJ")
     OPENDJ_PACKAGE: str    = setting("",           "path of OpenDJ's .zip or .deb")
@@ -256,7 +256,6 @@ class Settings:
 # What nova.sh had and nova.py does not have (yet): better refused than ignored.
 REFUSED: dict[tuple[str, object], str] = {
     ("LIBVIRT_TYPE", "uml"):     "libvirt (5.0) and nova (23.0) dropped user-mode Linux; use qemu",
-    **{(name, True): "not ported yet" for name in ("USE_EC2",)},
 }
 # Given, prompted for (-p) or generated; kept in passwords.json alone.
 SECRETS = (
@@ -279,10 +278,11 @@ ROOT       = "root"          # for what wires networks and starts instances
 HOME  = Path("/run/nova.py")
 STATE = HOME / "state"
 ENV   = STATE / "env"
+EC2   = STATE / "ec2"  # an environment of its own: ec2-api's last release wants older libraries
 CONF  = STATE / "conf"
 CONSOLE_PORTS = range(26000, 27000)  # the instances' VNC servers and serial ports, on loopback
 PATHS = dict(
-    HOME=HOME, STATE=STATE, CONF=CONF, ENV=ENV, BIN=ENV / "bin", GUEST_USER=GUEST_USER,
+    HOME=HOME, STATE=STATE, CONF=CONF, ENV=ENV, EC2=EC2, BIN=ENV / "bin", GUEST_USER=GUEST_USER,
     OVS=STATE / "ovs", OVSDB=f"unix:{STATE}/ovs/db.sock", MAC_PREFIX="fa:6e:70",
     RABBIT_PORT=35672, RABBIT_DIST_PORT=35673, EPMD_PORT=34369, TGT_PORT=33260,
     SWIFT_PORT=36200, LDAP_PORT=33890, LDAP_ADMIN_PORT=33891,
@@ -352,6 +352,9 @@ CONFIG_FILES = (
     ("conf/swift-proxy.conf.tmpl", CONF / "swift-proxy.conf",     0o600, USER),
     ("conf/swift-store.conf.tmpl", CONF / "swift-store.conf",     0o644, USER),
     ("conf/swift_store.py",        CONF / "swift_store.py",       0o644, USER),
+    ("conf/ec2api.conf.tmpl",      CONF / "ec2api.conf",          0o600, USER),
+    ("conf/ec2-paste.ini.tmpl",    CONF / "ec2-paste.ini",        0o644, USER),
+    ("conf/ec2_auth.py",           CONF / "ec2_auth.py",          0o644, USER),
     ("conf/my.cnf.tmpl",           CONF / "my.cnf",               0o600, USER),
     ("conf/grants.sql.tmpl",       CONF / "grants.sql",           0o600, USER),
     ("conf/rabbitmq.conf.tmpl",    CONF / "rabbitmq.conf",        0o600, USER),
@@ -422,6 +425,7 @@ CONTROL = (
     Service("volume-api",   USER, f"{API} $HOST_IP:8776 --module cinder.wsgi.api:application"
                                   " --pyargv '--config-file $CONF/cinder.conf'", "http://$HOST_IP:8776/"),
     Service("objectstore",  USER, "swift-proxy-server $CONF/swift-proxy.conf -v", "http://$HOST_IP:3333/healthcheck"),
+    Service("ec2",          USER, "env PYTHONPATH=$CONF $EC2/bin/ec2-api --config-file $CONF/ec2api.conf", "http://$HOST_IP:8773/"),
     Service("novnc",        USER, f"nova-novncproxy {NOVA_CONF} --web $STATE/novnc/usr/share/novnc", "$HOST_IP:6080"),
     Service("serial",       USER, f"nova-serialproxy {NOVA_CONF}", "$HOST_IP:6083"),
 )
@@ -461,6 +465,7 @@ DATABASES = (
     (("placement",), ("placement-manage --config-file $CONF/placement.conf db sync",)),
     (("neutron",),   ("neutron-db-manage --config-file $CONF/neutron.conf upgrade heads",)),
     (("cinder",),    ("cinder-manage --config-file $CONF/cinder.conf db sync",)),
+    (("ec2api",),    ("$EC2/bin/ec2-api-manage --config-file $CONF/ec2api.conf db_sync",)),
 )
 
 # user,       type,         url
@@ -471,6 +476,7 @@ ENDPOINTS = (
     ("neutron",   "network",   "http://$HOST_IP:9696"),
     ("cinder",    "block-storage", "http://$HOST_IP:8776/v3"),
     ("swift",     "object-store",  "http://$HOST_IP:3333/v1/AUTH_$$(project_id)s"),
+    ("ec2",       "ec2",       "http://$HOST_IP:8773/"),
 )
 
 
@@ -518,11 +524,12 @@ LISTED: tuple[tuple[str, str, str, dict[str, Any], dict[str, str]], ...] = (
         {"floating_address": "floating_ip_address", "fixed_address": "fixed_ip_address"}),
 )
 
-# groups of pyproject.toml that are added to OpenStack's environment
+# group of pyproject.toml, and which environment it is added to
 GROUPS = (
-    ("volumes",),
-    ("swift",),
-    ("unit-tests",),
+    ("volumes",    ENV),
+    ("swift",      ENV),
+    ("unit-tests", ENV),
+    ("ec2",        EC2),
 )
 
 # what only the distribution has built for its Python: package, its files; OpenStack's environment sees them
@@ -550,6 +557,7 @@ ONLY_WITH: dict[str, set[object]] = {
     "VOLUMES_LVM":  {"/etc/tgt", "conf/targets.conf.tmpl", "tgt", "iscsi"},
     "USE_SWIFT":    {"state/swift", "conf/swift.conf.tmpl", "conf/swift-proxy.conf.tmpl", "conf/swift-store.conf.tmpl",
                      "conf/swift_store.py", "conf/swift.nft.tmpl", "objects", "objectstore", "swift"},
+    "USE_EC2":      {"ec2", ("ec2api",), "conf/ec2api.conf.tmpl", "conf/ec2-paste.ini.tmpl", "conf/ec2_auth.py"},
     "CONSOLES":     {"novnc", "serial", "conf/consoles.nft.tmpl"},
     "TEST":         {"unit-tests"},
     "USE_IPV6":     {"conf/nat6.nft.tmpl"},
@@ -964,6 +972,8 @@ def checked(cfg: Settings) -> Settings:
         check_flat_interface(cfg.FLAT_INTERFACE)
     if cfg.USE_IPV6:
         check_ipv6(cfg)
+    if cfg.USE_EC2 and not asked_for(cfg, "VOLUMES_SIZE"):
+        raise Failure("USE_EC2=1: ec2-api asks for volumes wherever it tells of instances; set VOLUMES_SIZE, in GiB", code=2)
     default: Any = netifaces.gateways().get("default", {})
     interface = cfg.INTERFACE or str(default.get(netifaces.AF_INET, ("", ""))[1])
     host_ip = cfg.HOST_IP or (address_of(interface) if interface else "")
@@ -1574,23 +1584,27 @@ def install_openstack(cfg: Settings) -> None:
     files = (HERE / "uv.lock", *(HOME / name for name in ("setup.cfg", "pyproject.toml", "requirements.txt")))
     key = "".join(digest(path) for path in files if path.exists())
     make_once(ENV / "made-from", key, make_environment)
-    for (group,) in rows(cfg, GROUPS):
-        make_once(ENV / f"made-from-{group}", key, functools.partial(add_group, group))
+    for group, place in rows(cfg, GROUPS):
+        make_once(ENV / f"made-from-{group}", key, functools.partial(add_group, group, place))
 
 
 def make_environment() -> None:
     """All of it, anew."""
     with step("Install OpenStack's environment"):
-        # The distribution's python3: its modules (MODULES) are built for that one.
-        uv("venv", "--clear", "--relocatable", "--python", "/usr/bin/python3", ENV)
-        install_group("cloud-build")
-        install_group("cloud", "--no-emit-package", "nova")
+        empty_environment(ENV)
+        install_group("cloud", ENV, "--no-emit-package", "nova")
         editable = ("--no-build-isolation", "--no-deps", "--editable", HOME)
         uv("pip", "install", "--python", ENV, *editable, env={"PBR_VERSION": tree_version()})
         other = f"this tree wants other libraries than uv.lock has: branch another version, or edit {HOME}/requirements.txt"
         uv("pip", "check", "--python", ENV, hint=other)
     with step("Compile it"):
-        compile_python(site_packages(), HOME / "nova")
+        compile_python(site_packages(ENV), HOME / "nova")
+
+
+def empty_environment(place: Path) -> None:
+    """One with the distribution's python3, for which its modules (MODULES) are built, and what builds what has no wheel."""
+    uv("venv", "--clear", "--relocatable", "--python", "/usr/bin/python3", place)
+    install_group("cloud-build", place)
 
 
 def tree_version() -> str:
@@ -1601,18 +1615,20 @@ def tree_version() -> str:
     return tags[0] if tags else locked("nova", r"\.tar\.gz$")["url"].rpartition("nova-")[2].removesuffix(".tar.gz")
 
 
-def add_group(group: str) -> None:
-    """What only a setting asks for, into the environment that is there."""
+def add_group(group: str, place: Path) -> None:
+    """What only a setting asks for, into the environment that is there, or into one of its own."""
     with step(f"Install OpenStack's environment for {group}"):
-        install_group(group)
-        compile_python(site_packages())
+        if place != ENV:
+            empty_environment(place)
+        install_group(group, place)
+        compile_python(site_packages(place))
 
 
-def install_group(group: str, *but: str) -> None:
+def install_group(group: str, place: Path, *but: str) -> None:
     """A group of pyproject.toml, as uv.lock has it."""
     wanted = STATE / "cache/cloud.txt"
     uv("export", "--frozen", "--only-group", group, *but, "--output-file", wanted)
-    uv("pip", "install", "--python", ENV, "--no-build-isolation", "--require-hashes", "--requirements", wanted)
+    uv("pip", "install", "--python", place, "--no-build-isolation", "--require-hashes", "--requirements", wanted)
 
 
 def uv(*words: object, env: Mapping[str, str] = {}, hint: str = NETWORK) -> None:
@@ -1621,9 +1637,9 @@ def uv(*words: object, env: Mapping[str, str] = {}, hint: str = NETWORK) -> None
     do(TOOL / "uv", "--quiet", "--no-config", *words, cwd=HERE, env={**own, **env}, hint=hint)
 
 
-def site_packages() -> Path:
-    """Where the environment's modules are."""
-    return next(ENV.glob("lib/python3*/site-packages"))
+def site_packages(place: Path) -> Path:
+    """Where an environment's modules are."""
+    return next(place.glob("lib/python3*/site-packages"))
 
 
 def compile_python(*folders: Path) -> None:
@@ -1656,7 +1672,7 @@ def link_modules(cfg: Settings) -> None:
     for _, files in rows(cfg, MODULES):
         for file in Path("/usr/lib/python3/dist-packages").glob(files):
             (place / file.name).symlink_to(file)
-    (site_packages() / "distribution.pth").write_text(f"{place}\n")
+    (site_packages(ENV) / "distribution.pth").write_text(f"{place}\n")
 
 
 def make_folders(cfg: Settings) -> None:
@@ -1692,7 +1708,8 @@ def write_config(cfg: Settings) -> None:
         write_file(path, render((HERE / template).read_text(), cfg), mode, owner)
     write_file(CONF / "keep", (HERE / "conf/keep").read_bytes(), 0o755)
     if not cfg.USE_MYSQL:
-        install_plugin(site_packages())
+        for place in {ENV, *(place for _, place in rows(cfg, GROUPS))}:
+            install_plugin(site_packages(place))
     for folder in ("fernet", "credential"):
         for name in ("0", "1"):
             if not (STATE / f"keystone/{folder}/{name}").exists():

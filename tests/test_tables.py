@@ -18,7 +18,7 @@ LOCK = tomllib.loads((HERE / "uv.lock").read_text())
 PROJECT = tomllib.loads((HERE / "pyproject.toml").read_text())
 PACKAGES = tomllib.loads((HERE / "conf/packages.toml").read_text())
 SERVICES = list(nova.SERVICES.values())
-BIND = r"^bind_ip = (\S+)\nbind_port = (\d+)$"
+BIND = r"^(?:bind_ip|ec2api_listen) = (\S+)\n(?:bind|ec2api_listen)_port = (\d+)$"
 USERS = {nova.USER, nova.GUEST_USER, nova.ROOT}
 
 
@@ -35,7 +35,7 @@ def made(cfg: nova.Settings) -> nova.Settings:
 def test_windows_are_named_once_shortly_and_as_files_can_be() -> None:
     names = [s.window for s in SERVICES]
     assert len(set(names)) == len(names)
-    assert [n for n in names if not re.fullmatch(r"[a-z][a-z-]{0,13}", n)] == []
+    assert [n for n in names if not re.fullmatch(r"[a-z][a-z0-9-]{0,13}", n)] == []
 
 
 def test_no_window_is_named_as_the_window_for_trying() -> None:
@@ -200,7 +200,7 @@ def flat(group: str) -> list[str]:
     return [word for row in rows for word in (flat(row["include-group"]) if isinstance(row, dict) else [row])]
 
 
-@pytest.mark.parametrize("group", ["tool", "cloud", "cloud-build", "tests", *(group for (group,) in nova.GROUPS)])
+@pytest.mark.parametrize("group", ["tool", "cloud", "cloud-build", "tests", *(group for group, _ in nova.GROUPS)])
 def test_the_lock_is_in_step_with_pyproject(group: str) -> None:
     locked = {row["name"] + row.get("specifier", "") for row in locked_requirements()[group]}
     assert locked == {re.sub(r"[._](?=[a-z])", "-", word.lower().replace(" ", "")) for word in flat(group)}

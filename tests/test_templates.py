@@ -22,9 +22,7 @@ TEMPLATES = [row[0] for row in nova.CONFIG_FILES]
 INI = [
     t
     for t in TEMPLATES
-    if re.search(
-        r"(nova|nova-db|keystone|glance-api|placement|neutron|cinder|swift|swift-proxy|swift-store)\.conf|my\.cnf|\.ini", t
-    )
+    if re.search(r"(nova(-db)?|keystone|glance-api|placement|neutron|cinder|ec2api|swift(-\w+)?)\.conf|my\.cnf|\.ini", t)
 ]
 SHELL = ["novarc.tmpl", "conf/window.tmpl", "conf/test.tmpl"]
 ANYWHERE = r"0\.0\.0\.0|\[::\]|=\s*::|listen\w*\s*=\s*\*"
@@ -100,7 +98,7 @@ def test_a_file_says_where_to_edit_it(template: str, made: nova.Settings) -> Non
 
 
 def test_every_ini_file_is_looked_at() -> None:
-    assert len(INI) == 12
+    assert len(INI) == 14
 
 
 @pytest.mark.parametrize("template", INI)
@@ -151,16 +149,18 @@ def test_neutron_is_always_in_mariadb(made: nova.Settings) -> None:
     assert f"connection = mysql+pymysql://nova:the-mysql-pass@localhost/neutron?unix_socket={nova.STATE}/mysql/sock" in text
 
 
-def test_sqlites_plugin_is_a_package_of_the_environment_when_it_is_asked_for(made: nova.Settings) -> None:
-    site = nova.ENV / "lib/python3.11/site-packages"
-    site.mkdir(parents=True)
+def test_sqlites_plugin_is_a_package_of_the_environments_when_it_is_asked_for(made: nova.Settings) -> None:
+    sites = [place / "lib/python3.11/site-packages" for place in (nova.ENV, nova.EC2)]
+    for site in sites:
+        site.mkdir(parents=True)
     nova.write_config(made)
-    assert list(site.iterdir()) == []
+    assert [path for site in sites for path in site.iterdir()] == []
     nova.write_config(nova.replace(made, USE_MYSQL=False))
-    (found,) = importlib.metadata.distributions(path=[str(site)])
-    (plugin,) = found.entry_points
-    assert (plugin.group, plugin.name, plugin.attr) == ("sqlalchemy.plugins", "immediate", "Immediate")
-    assert f"class {plugin.attr}(" in (site / f"{plugin.module}.py").read_text()
+    for site in sites:
+        (found,) = importlib.metadata.distributions(path=[str(site)])
+        (plugin,) = found.entry_points
+        assert (plugin.group, plugin.name, plugin.attr) == ("sqlalchemy.plugins", "immediate", "Immediate")
+        assert f"class {plugin.attr}(" in (site / f"{plugin.module}.py").read_text()
 
 
 def test_nova_conf_has_the_settings(made: nova.Settings) -> None:

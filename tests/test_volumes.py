@@ -154,7 +154,7 @@ def test_cinder_is_added_to_an_environment_that_is_there(
 ) -> None:
     done: list[str] = []
     monkeypatch.setattr(nova, "make_environment", lambda: done.append("all of it"))
-    monkeypatch.setattr(nova, "add_group", done.append)
+    monkeypatch.setattr(nova, "add_group", lambda group, _: done.append(group))
     nova.ENV.mkdir(parents=True)
     machine.put("/run/nova.py/setup.cfg")
     for chosen in (cfg, volumes, volumes, cfg):

@@ -25,7 +25,7 @@ import pytest
 
 NOVA_PY = Path(__file__).resolve().parents[2] / "nova.py"
 IPV6_SWITCHES = ("forwarding", "accept_ra", "disable_ipv6")
-PORTS = {3333, 5000, 6080, 6083, 8774, 8775, 8776, 8778, 9292, 9696, 33890, 34369, 35672, 35673, 36200}
+PORTS = {3333, 5000, 6080, 6083, 8773, 8774, 8775, 8776, 8778, 9292, 9696, 33890, 34369, 35672, 35673, 36200}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -231,7 +231,7 @@ def far(*command: str) -> str:
 # The clouds that the tests of variables share, one after the other; a test module says which: pytestmark = on("vlan").
 CLOUDS: dict[str, dict[str, str]] = {
     "vlan": {"NET_MAN": "VlanManager", "FLAT_INTERFACE": "nova-spare", "FIXED_RANGE": "10.11.0.0/24", "CONSOLES": "1"}
-    | {"VOLUMES_SIZE": "10", "USE_SWIFT": "1", "USE_LDAP": "1"},
+    | {"VOLUMES_SIZE": "10", "USE_SWIFT": "1", "USE_LDAP": "1", "USE_EC2": "1"},
     "flat-dhcp": {"NET_MAN": "FlatDHCPManager", "FLAT_INTERFACE": "nova-spare", "USE_IPV6": "1", "HOST_IP": "198.51.100.10"}
     | {"FIXED_RANGE_V6": "fdcc:1:2::/48"}
     | {"SCREEN_NAME": "mine", "SCREEN_STATUS": "0"},

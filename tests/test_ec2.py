@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The EC2 API on the faked machine: what it brings, where it is put, and what it cannot do without."""
+
+from pathlib import Path
+
+import pytest
+
+import nova
+
+from .conftest import Machine
+from .test_volumes import TABLES, added
+
+ROWS = {"ec2", "('ec2api',)", "conf/ec2api.conf.tmpl", "conf/ec2-paste.ini.tmpl", "conf/ec2_auth.py"}
+
+
+def test_without_volumes_it_is_refused() -> None:
+    with pytest.raises(nova.Failure, match=r"^USE_EC2=1: ec2-api asks for volumes .*; set VOLUMES_SIZE, in GiB$") as caught:
+        nova.settings_from({"USE_EC2": "1"})
+    assert caught.value.code == 2
+
+
+def test_what_it_brings(cfg: nova.Settings) -> None:
+    assert added(nova.replace(cfg, USE_EC2=True), cfg) == ROWS
+    names = [row[0] for name in TABLES for row in nova.rows(cfg, getattr(nova, name))]
+    assert [name for name in names if "ec2" in str(name)] == []
+
+
+def test_it_has_an_environment_of_its_own(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[tuple[object, ...]] = []
+    monkeypatch.setattr(nova, "uv", lambda *words: done.append((words[0], *(word for word in words if isinstance(word, Path)))))
+    monkeypatch.setattr(nova, "compile_python", lambda *folders: done.append(("compile", *folders)))
+    for place in (nova.ENV, nova.EC2):
+        (place / "lib/python3.11/site-packages").mkdir(parents=True)
+    lists = nova.STATE / "cache/cloud.txt"
+    nova.add_group("volumes", nova.ENV)
+    assert done == [("export", lists), ("pip", nova.ENV, lists), ("compile", nova.ENV / "lib/python3.11/site-packages")]
+    done.clear()
+    nova.add_group("ec2", nova.EC2)
+    assert done[0] == ("venv", nova.EC2)
+    assert {row[1] for row in done if row[0] == "pip"} == {nova.EC2}
+    assert done[-1] == ("compile", nova.EC2 / "lib/python3.11/site-packages")
+
+
+def test_its_database_is_made_by_its_own_environment(cfg: nova.Settings) -> None:
+    ((names, (command,)),) = [row for row in nova.DATABASES if "ec2api" in row[0]]
+    assert names == ("ec2api",)
+    program = nova.render(command, cfg).split()[0]
+    assert nova.ENV / "bin" / program == nova.EC2 / "bin/ec2-api-manage"
