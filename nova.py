@@ -253,10 +253,21 @@ class Settings:
         return "opendj" if self.USE_OPENDJ else "" if not self.USE_LDAP else "yours" if self.LDAP_URL else "slapd"
 
 
-# What nova.sh had and nova.py does not have (yet): better refused than ignored.
-REFUSED: dict[tuple[str, object], str] = {
-    ("LIBVIRT_TYPE", "uml"):     "libvirt (5.0) and nova (23.0) dropped user-mode Linux; use qemu",
-}
+# setting,           beside ("": in any case),  cannot be, because
+IMPOSSIBLE = (
+    ("LIBVIRT_TYPE=uml", "",                    "libvirt (5.0) and nova (23.0) dropped user-mode Linux; use qemu"),
+    ("LIBVIRT_TYPE=lxc", "CONSOLES",            "CONSOLES=1 has nothing to show: a container has neither VNC nor a serial port"),
+    ("LIBVIRT_TYPE=lxc", "VOLUMES_SIZE",        "no VOLUMES_SIZE: nova attaches volumes by a bus that libvirt's containers lack"),
+    ("LIBVIRT_TYPE=lxc", "NET_MAN=FlatManager", "NET_MAN=FlatManager puts addresses on config drives; containers get none"),
+    ("USE_EC2",          "VOLUMES_SIZE=0",      "ec2-api asks for volumes whatever it tells of; set VOLUMES_SIZE, in GiB"),
+    ("USE_OPENDJ",       "USE_LDAP",            "with USE_LDAP=1 there would be two directories; choose one"),
+)
+# setting,           needs this of the machine, because
+NEEDED = (
+    ("LIBVIRT_TYPE=kvm", "/dev/kvm",            "KVM is nowhere else; use qemu"),
+    ("LIBVIRT_TYPE=lxc", "/dev/loop-control",   "a container's root is mounted from a file; use qemu"),
+    ("VOLUMES_SIZE",     "/dev/loop-control",   "a file as a disk is what bounds volumes"),
+)
 # Given, prompted for (-p) or generated; kept in passwords.json alone.
 SECRETS = (
     "MYSQL_PASS", "ADMIN_PASSWORD", "SERVICE_PASSWORD", "RABBIT_PASS", "METADATA_SECRET", "EC2_ACCESS_KEY", "EC2_SECRET_KEY",
@@ -582,6 +593,11 @@ def asked_for(cfg: Settings, setting: str) -> bool:
     name, _, value = setting.partition("=")
     now = getattr(cfg, name)
     return str(now) == value if value else now not in (False, "", "0")
+
+
+def told(cfg: Settings, setting: str) -> str:
+    """A setting that is on, as the user said it."""
+    return setting if "=" in setting else f"{setting}={int(getattr(cfg, setting))}"
 
 
 # ---- Talking: the log, steps, the caller ----
@@ -958,8 +974,6 @@ def settings_from(environ: dict[str, str], folder: str = "nova") -> Settings:
             value = value == "1"
         elif row.name in CHOICES and value not in CHOICES[row.name]:
             raise Failure(f"{row.name}={value}: it can be {', '.join(CHOICES[row.name])}", code=2)
-        if reason := REFUSED.get((row.name, value)) or REFUSED.get((row.name, ...)):
-            raise Failure(f"{row.name}={environ[row.name]}: {reason}", code=2)
         chosen[row.name] = value
     return checked(Settings(DIR=Path(folder).absolute(), **chosen))
 
@@ -967,13 +981,14 @@ def settings_from(environ: dict[str, str], folder: str = "nova") -> Settings:
 def checked(cfg: Settings) -> Settings:
     """The same settings with what was left empty found out, and each value possible on this machine."""
     check_words(cfg)
+    for setting, beside, why in IMPOSSIBLE:
+        if asked_for(cfg, setting) and (not beside or asked_for(cfg, beside)):
+            raise Failure(f"{told(cfg, setting)}: {why}", code=2)
     check_ranges(cfg)
     if cfg.FLAT_INTERFACE:
         check_flat_interface(cfg.FLAT_INTERFACE)
     if cfg.USE_IPV6:
         check_ipv6(cfg)
-    if cfg.USE_EC2 and not asked_for(cfg, "VOLUMES_SIZE"):
-        raise Failure("USE_EC2=1: ec2-api asks for volumes wherever it tells of instances; set VOLUMES_SIZE, in GiB", code=2)
     default: Any = netifaces.gateways().get("default", {})
     interface = cfg.INTERFACE or str(default.get(netifaces.AF_INET, ("", ""))[1])
     host_ip = cfg.HOST_IP or (address_of(interface) if interface else "")
@@ -1071,11 +1086,9 @@ def check_image(cfg: Settings) -> None:
 
 
 def check_directory(cfg: Settings) -> None:
-    """One directory at most, and OpenDJ comes in a package that is one."""
+    """OpenDJ comes in a package that is one."""
     if not cfg.USE_OPENDJ:
         return
-    if cfg.USE_LDAP:
-        raise Failure("USE_OPENDJ=1: with USE_LDAP=1 there would be two directories; choose one", code=2)
     path, asked = Path(cfg.OPENDJ_PACKAGE), ("dpkg-deb", "--field", cfg.OPENDJ_PACKAGE, "Package")
     inside = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else ask(*asked, default="").split()
     if not {"opendj/setup", "opendj"} & {*inside}:
@@ -1214,10 +1227,13 @@ def check_machine(cfg: Settings) -> None:
         raise Failure(f"this machine is a {platform.machine()}: the test image was made for x86_64 only")
     if not Path("/dev/net/tun").exists():
         raise Failure("no /dev/net/tun: instances could not be wired", "in a container: pass that device in")
+    for setting, device, why in NEEDED:
+        if asked_for(cfg, setting) and not Path(device).exists():
+            raise Failure(f"{told(cfg, setting)}: no {device}, and {why}", code=2)
     if cfg.LIBVIRT_TYPE == "kvm":
         check_kvm()
     if cfg.LIBVIRT_TYPE == "lxc":
-        check_containers(cfg)
+        check_control_groups()
     if (free := psutil.virtual_memory().available) < 3 << 30:
         raise Failure(f"{free / 2**30:.1f} GiB of memory free, and a cloud needs 3", "end other programs first")
     needed = 1 if (cfg.DIR / "state/env/made-from").exists() else 4
@@ -1228,8 +1244,6 @@ def check_machine(cfg: Settings) -> None:
         raise Failure(f"{free / 2**30:.1f} GiB of disk free at {place}, and a cloud needs {needed}", "make room first")
     if (wanted := int(cfg.VOLUMES_SIZE)) > (free >> 30) - needed:
         raise Failure(f"VOLUMES_SIZE={wanted}: {free / 2**30:.1f} GiB of disk free at {place}; the rest needs {needed}", code=2)
-    if wanted and not Path("/dev/loop-control").exists():
-        raise Failure(f"VOLUMES_SIZE={wanted}: no /dev/loop-control, and a file as a disk is what bounds volumes", code=2)
     check_ports(cfg)
     url = urllib.parse.urlsplit(cfg.LDAP_URL)
     if cfg.DIRECTORY == "yours" and not answers(f"{url.hostname}:{url.port or {'ldap': 389, 'ldaps': 636}[url.scheme]}"):
@@ -1250,29 +1264,17 @@ def check_attributes(place: Path) -> None:
 
 def check_kvm() -> None:
     """KVM runs a guest here; that the device is there proves nothing."""
-    if not Path("/dev/kvm").exists():
-        raise Failure("LIBVIRT_TYPE=kvm: this machine has no /dev/kvm", "use qemu", code=2)
     probe = ("timeout", "--signal=KILL", 5, sys.executable, HERE / "conf/kvm-probe.py")
     if (said := ask(*probe, ok=(0, 1), default="a guest that needs a tenth of a second has not ended after five")) != "it ran":
         raise Failure(f"LIBVIRT_TYPE=kvm: /dev/kvm is there but does not work ({said})", "use qemu", code=2)
 
 
-def check_containers(cfg: Settings) -> None:
-    """This kernel can run libvirt's containers, and nobody asks for what nova does not give to them."""
+def check_control_groups() -> None:
+    """This kernel has those that libvirt's containers are put into."""
     known = path.read_text() if (path := Path("/proc/cgroups")).exists() else ""
-    first = all(re.search(rf"^{name}\t[1-9]", known, re.M) for name in CONTROLLERS)
-    for impossible, why in (
-        (cfg.CONSOLES, "CONSOLES=1 has nothing to show: a container has neither VNC nor a serial port"),
-        (not MANAGERS[cfg.NET_MAN].dhcp, f"NET_MAN={cfg.NET_MAN} puts addresses on config drives; containers get none"),
-        (
-            asked_for(cfg, "VOLUMES_SIZE"),
-            "no VOLUMES_SIZE: nova attaches volumes to containers by a bus that libvirt does not know",
-        ),
-        (not Path("/dev/loop-control").exists(), "no /dev/loop-control, and a container's root is mounted from a file"),
-        (not (first or has_cgroup2()), f"no control groups {', '.join(CONTROLLERS)}, and libvirt asks for these"),
-    ):
-        if impossible:
-            raise Failure(f"LIBVIRT_TYPE=lxc: {why}", "use qemu", code=2)
+    if not has_cgroup2() and not all(re.search(rf"^{name}\t[1-9]", known, re.M) for name in CONTROLLERS):
+        why = f"no control groups {', '.join(CONTROLLERS)}, and libvirt puts containers there"
+        raise Failure(f"LIBVIRT_TYPE=lxc: {why}", "use qemu", code=2)
 
 
 def check_ports(cfg: Settings) -> None:

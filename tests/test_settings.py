@@ -82,21 +82,11 @@ def test_another_spelling_of_a_boolean_is_refused(name: str, value: str) -> None
     assert refused({name: value}) == f"{name}={value}: say 0 or 1"
 
 
-def default(name: str) -> object:
-    return next(row.default for row in dataclasses.fields(nova.Settings) if row.name == name)
-
-
-@pytest.mark.parametrize(("row", "reason"), nova.REFUSED.items(), ids=str)
-def test_what_is_not_ported_is_refused_with_its_reason(row: tuple[str, object], reason: str) -> None:
-    name, value = row
-    said = (
-        {bool: "1"}.get(type(default(name)), "anything")
-        if value is ...
-        else str(int(value))
-        if isinstance(value, bool)
-        else str(value)
-    )
-    assert refused({name: said}) == f"{name}={said}: {reason}"
+@pytest.mark.parametrize(("setting", "beside", "why"), nova.IMPOSSIBLE, ids=str)
+def test_what_is_impossible_is_refused_with_its_reason(setting: str, beside: str, why: str) -> None:
+    words = (word.partition("=") for word in (setting, beside) if word)
+    chosen = {name: value or {"VOLUMES_SIZE": "10"}.get(name, "1") for name, _, value in words}
+    assert refused(chosen) == f"{setting if '=' in setting else f'{setting}=1'}: {why}"
 
 
 SHORT = "8 to 72 of A-Z a-z 0-9 _ . ~ -, since it stands in URLs and files"

@@ -144,19 +144,22 @@ def test_libvirts_folders_are_private_ones_of_the_cloud() -> None:
     assert all(machines & {str(folder) for folder in path.parents} for path in written)
 
 
-@pytest.mark.parametrize("name", [*nova.CHOICES, *{name for name, _ in nova.REFUSED}])
+REASONS = [word for row in nova.IMPOSSIBLE for word in row[:2] if word] + [row[0] for row in nova.NEEDED]
+
+
+@pytest.mark.parametrize("name", [*nova.CHOICES, *{word.partition("=")[0] for word in REASONS}])
 def test_choices_and_refusals_are_of_settings(name: str) -> None:
     assert name in nova.Settings.__dataclass_fields__
 
 
 def test_what_is_refused_is_a_choice() -> None:
-    assert [row for row in nova.REFUSED if row[0] in nova.CHOICES and row[1] not in nova.CHOICES[row[0]]] == []
-    assert [row for row in nova.REFUSED if row[1] is ... and row[0] in nova.CHOICES] == []
+    named = [word.split("=") for word in REASONS if "=" in word]
+    assert [name for name, value in named if value not in nova.CHOICES.get(name, (value,))] == []
 
 
-def test_the_default_is_not_refused() -> None:
-    defaults = {row.name: row.default for row in nova.Settings.__dataclass_fields__.values()}
-    assert [row for row in nova.REFUSED if defaults[row[0]] == row[1]] == []
+def test_the_default_is_not_refused(made: nova.Settings) -> None:
+    assert [row for row in nova.IMPOSSIBLE if nova.asked_for(made, row[0])] == []
+    assert [row for row in nova.NEEDED if nova.asked_for(made, row[0])] == []
 
 
 # ---- packages.toml ----

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import struct
 import subprocess
 from collections.abc import Callable
@@ -25,7 +26,7 @@ def refused(cfg: nova.Settings) -> str:
     """The words of a refusal that comes before anything is changed."""
     with pytest.raises(nova.Failure) as caught:
         nova.check_machine(cfg)
-    assert (caught.value.code, caught.value.hint) == (2, "use qemu")
+    assert caught.value.code == 2 and "use qemu" in (str(caught.value) + caught.value.hint)
     return str(caught.value)
 
 
@@ -40,7 +41,7 @@ def kvm(cfg: nova.Settings, machine: Machine) -> nova.Settings:
 
 def test_without_the_device_kvm_is_refused(kvm: nova.Settings, machine: Machine) -> None:
     machine.path("/dev/kvm").unlink()
-    assert refused(kvm) == "LIBVIRT_TYPE=kvm: this machine has no /dev/kvm"
+    assert re.match(r"LIBVIRT_TYPE=kvm: no \S*/dev/kvm, and", refused(kvm))
 
 
 def test_a_guest_that_runs_is_what_kvm_is_known_by(kvm: nova.Settings, machine: Machine) -> None:
@@ -103,22 +104,9 @@ def lxc(cfg: nova.Settings, machine: Machine) -> nova.Settings:
     return nova.replace(cfg, LIBVIRT_TYPE="lxc")
 
 
-CANNOT: dict[str, tuple[dict[str, object], str]] = {
-    "consoles": ({"CONSOLES": True}, "CONSOLES=1 has nothing to show"),
-    "config drives": ({"NET_MAN": "FlatManager"}, "NET_MAN=FlatManager puts addresses on config drives; containers get none"),
-    "volumes": ({"VOLUMES_SIZE": "10"}, "no VOLUMES_SIZE: nova attaches volumes to containers by a bus that libvirt"),
-}
-
-
-@pytest.mark.parametrize(("chosen", "why"), CANNOT.values(), ids=CANNOT)
-def test_what_containers_cannot_have_is_refused(lxc: nova.Settings, chosen: dict[str, Any], why: str) -> None:
-    nova.check_machine(lxc)
-    assert refused(nova.replace(lxc, **chosen)).startswith(f"LIBVIRT_TYPE=lxc: {why}")
-
-
 def test_containers_need_loop_devices(lxc: nova.Settings, machine: Machine) -> None:
     machine.path("/dev/loop-control").unlink()
-    assert refused(lxc).startswith("LIBVIRT_TYPE=lxc: no /dev/loop-control")
+    assert re.match(r"LIBVIRT_TYPE=lxc: no \S*/dev/loop-control, and", refused(lxc))
 
 
 @pytest.mark.parametrize("one", nova.CONTROLLERS)
