@@ -295,8 +295,8 @@ CONSOLE_PORTS = range(26000, 27000)  # the instances' VNC servers and serial por
 PATHS = dict(
     HOME=HOME, STATE=STATE, CONF=CONF, ENV=ENV, EC2=EC2, BIN=ENV / "bin", GUEST_USER=GUEST_USER,
     OVS=STATE / "ovs", OVSDB=f"unix:{STATE}/ovs/db.sock", MAC_PREFIX="fa:6e:70",
-    RABBIT_PORT=35672, RABBIT_DIST_PORT=35673, EPMD_PORT=34369, TGT_PORT=33260,
-    SWIFT_PORT=36200, LDAP_PORT=33890, LDAP_ADMIN_PORT=33891,
+    RABBIT_PORT=35672, RABBIT_DIST_PORT=35673, EPMD_PORT=34369, TGT_PORT=33260, SWIFT_PORT=36200,
+    LDAP_PORT=33890, LDAP_ADMIN_PORT=33891,
     VNC_MIN=CONSOLE_PORTS[0], VNC_MAX=CONSOLE_PORTS[499], SERIAL_MIN=CONSOLE_PORTS[500], SERIAL_MAX=CONSOLE_PORTS[-1],
 )
 
@@ -1568,10 +1568,14 @@ def no_services() -> Iterator[None]:
     finally:
         remove_policy()
     new = installed_packages() - set(INSTALLED_BEFORE.read_text().split())
-    units = re.findall(r"/systemd/system/([^/\s]+)$", ask("dpkg-query", "--listfiles", *sorted(new)), re.M) if new else []
+    files = ask("dpkg-query", "--listfiles", *sorted(new)) if new else ""
+    units = re.findall(r"/systemd/system/([^/\s]+)$", files, re.M)
     for unit in units:
         if list(Path("/etc/systemd/system").glob(f"*.*/{unit}")):
             do("deb-systemd-helper", "disable", unit, env={"DPKG_MAINTSCRIPT_PACKAGE": "nova.py"})  # it insists on one
+    for script in re.findall(r"^/etc/init\.d/([^/\s]+)$", files, re.M):
+        if f"{script}.service" not in units:  # slapd has none
+            do("update-rc.d", script, "disable")
     INSTALLED_BEFORE.unlink()
 
 
@@ -2015,12 +2019,10 @@ def use_directory(cfg: Settings) -> None:
         return
     known, wrong = values(cfg), "compare LDAP_URL, LDAP_TREE and LDAP_PASSWORD with what that directory has: README.md"
     login = ("-x", "-H", known["LDAP_SERVER"], "-o", "nettimeout=10", "-D", f"cn=admin,{cfg.LDAP_TREE}", "-y", "/dev/stdin")
-    program, *words = ("ldapadd", "-f", CONF / "tree.ldif")
-    if cfg.DIRECTORY == "yours":
-        program, *words = ("ldapsearch", "-LLL", "-b", f"ou=groups,{cfg.LDAP_TREE}", "(objectClass=groupOfNames)", "dn")
-    trust = {"LDAPTLS_CACERT": "/etc/ssl/certs/ca-certificates.crt"}
+    fill, look = ("ldapadd", "-f", CONF / "tree.ldif"), ("ldapsearch", "-LLL", "-b", f"ou=groups,{cfg.LDAP_TREE}", "cn=*", "dn")
+    program, *words = look if cfg.DIRECTORY == "yours" else fill
     with step("Use the directory"):
-        do(program, *login, *words, text=known["LDAP_PASSWORD"], env=trust, hint=wrong)
+        do(program, *login, *words, text=known["LDAP_PASSWORD"], hint=wrong)
 
 
 def create_bridges(cfg: Settings) -> None:

@@ -302,6 +302,15 @@ def test_services_of_new_packages_do_not_start_and_those_that_were_enabled_are_d
     assert not nova.INSTALLED_BEFORE.exists()
 
 
+def test_an_init_script_without_a_unit_does_not_start_at_the_next_boot(enabling: Path, machine: Machine) -> None:
+    machine.fake("update-rc.d")
+    machine.put("/srv/files/new", "/etc/init.d/new\n/lib/systemd/system/new.service\n")
+    machine.put("/srv/files/idle", "/etc/init.d/idle\n/etc/init.d/idle/none\n")
+    machine.put("/srv/files/mine", "/etc/init.d/mine\n")  # it was there before
+    nova.install_packages(set(nova.distribution()["packages"]))
+    assert [line for line in machine.called() if line.startswith("update-rc.d")] == ["update-rc.d idle disable"]
+
+
 def test_packages_cut_off_are_finished_by_the_next_call(enabling: Path, machine: Machine) -> None:
     machine.fake("apt-get", installing(machine, "exit 100"))
     machine.fake("dpkg")
@@ -354,7 +363,7 @@ def test_a_changed_lock_makes_the_environment_again(branched: nova.Settings, ins
 def test_libvirts_python_alone_is_seen_of_the_distributions(branched: nova.Settings, installable: Machine) -> None:
     installable.put("/usr/lib/python3/dist-packages/yaml.py")
     nova.install_openstack(branched)
-    nova.make_users()
+    nova.link_modules(branched)
     path = Path(next(nova.ENV.glob("lib/*/site-packages/distribution.pth")).read_text().strip())
     assert sorted(p.name for p in path.iterdir()) == ["libvirt.py", "libvirtmod.so"]
 

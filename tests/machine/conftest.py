@@ -330,7 +330,6 @@ def directory_389(machine: Machine) -> Iterator[dict[str, Any]]:
         url = f"ldap://127.0.0.1:{port}"
         eventually("389-ds", lambda: ask("ldapsearch", "-x", "-H", url, "-b", "", "-s", "base", "vendorVersion"))
         manager = ["-x", "-H", url, "-D", f"cn=admin,{tree}", "-w", password]
-        subprocess.run(["ldapdelete", *manager, tree], check=True)  # dscreate makes an entry of its own
         values = {"LDAP_TREE": tree, "LDAP_NAME": "test", "DEMO_PASSWORD": chosen["DEMO_PASSWORD"]}
         entries = string.Template((NOVA_PY.parent / "conf/tree.ldif.tmpl").read_text()).substitute(values)
         subprocess.run(["ldapadd", *manager], input=entries, text=True, check=True)

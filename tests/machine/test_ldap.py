@@ -33,13 +33,13 @@ def demo(cloud: Machine, words: str) -> str:
     return cloud.shell(f". nova/demorc && openstack {words}")
 
 
-def boot(cloud: Machine, name: str) -> None:
-    """An instance of the directory's user; on the shared network where there is one, on a network of its own elsewhere."""
-    network = "private" if known(cloud, "settings")["NET_MAN"] == "FlatManager" else "demos"
-    if network not in demo(cloud, "network list -f value -c Name").split():
-        demo(cloud, "network create demos")
-        demo(cloud, "subnet create --network demos --subnet-range 10.77.0.0/24 demos")
-    demo(cloud, f"server create --image ami-tty --flavor m1.tiny --network {network} --wait {name}")
+def network(cloud: Machine) -> str:
+    """The network of the user's instances: the shared one where there is one, one of the user's own elsewhere."""
+    if known(cloud, "settings")["NET_MAN"] == "FlatManager":
+        return "private"
+    demo(cloud, "network create demos")
+    demo(cloud, "subnet create --network demos --subnet-range 10.77.0.0/24 demos")
+    return "demos"
 
 
 def is_taken(cloud: Machine, token: str) -> bool:
@@ -60,10 +60,9 @@ def test_the_directory_is_a_domain_of_its_own(cloud: Machine) -> None:
 
 
 def test_a_user_of_the_directory_boots_an_instance_until_disabled_there(cloud: Machine) -> None:
-    boot(cloud, "of-demo")
-    server = cloud.openstack("server list --all-projects --name of-demo --long")[0]
-    it = json.loads(demo(cloud, "server show of-demo -f json"))
-    assert server["Status"] == it["status"] == "ACTIVE"
+    boot = f"server create --image ami-tty --flavor m1.tiny --network {network(cloud)} --wait"
+    it = json.loads(demo(cloud, f"{boot} -f json of-demo"))
+    assert it["status"] == "ACTIVE"
     assert it["user_id"] == cloud.openstack("user show --domain ldap demo")["id"]
     assert it["project_id"] == cloud.openstack("project show --domain ldap demo")["id"]
 
@@ -72,9 +71,9 @@ def test_a_user_of_the_directory_boots_an_instance_until_disabled_there(cloud: M
     enabled(cloud, "delete")
     assert not is_taken(cloud, token)
     with pytest.raises(AssertionError, match="HTTP 401"):
-        boot(cloud, "refused")
+        demo(cloud, f"{boot} refused")
     enabled(cloud, "add")
-    boot(cloud, "again")
+    demo(cloud, f"{boot} again")
     names = {each["Name"] for each in cloud.openstack("server list --all-projects")}
     assert {"of-demo", "again"} <= names and "refused" not in names
     demo(cloud, "server delete --wait of-demo again")
