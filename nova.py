@@ -1634,7 +1634,8 @@ def install_group(group: str, place: Path, *but: str) -> None:
     """A group of pyproject.toml, as uv.lock has it."""
     wanted = STATE / "cache/cloud.txt"
     uv("export", "--frozen", "--only-group", group, *but, "--output-file", wanted)
-    uv("pip", "install", "--python", place, "--no-build-isolation", "--require-hashes", "--requirements", wanted)
+    # --no-deps: the lock has them all, also where pyproject.toml corrects what a package says of itself.
+    uv("pip", "install", "--python", place, "--no-build-isolation", "--no-deps", "--require-hashes", "--requirements", wanted)
 
 
 def uv(*words: object, env: Mapping[str, str] = {}, hint: str = NETWORK) -> None:
@@ -2106,6 +2107,8 @@ def start_control(cfg: Settings) -> None:
             open_window(cfg, service)
         for service in rows(cfg, CONTROL):
             wait_for_service(cfg, service)
+        # keystone reads its rules when they are first asked for, and where two ask at once it refuses one (seen with 30.0).
+        list(cloud(cfg).identity.services())
 
 
 def start_workers(cfg: Settings) -> None:
