@@ -2107,8 +2107,12 @@ def start_control(cfg: Settings) -> None:
             open_window(cfg, service)
         for service in rows(cfg, CONTROL):
             wait_for_service(cfg, service)
-        # keystone reads its rules when they are first asked for, and where two ask at once it refuses one (seen with 30.0).
-        list(cloud(cfg).identity.services())
+        warm_keystone(cfg)
+
+
+def warm_keystone(cfg: Settings) -> None:
+    """keystone reads its rules when they are first needed; where two ask at once, it refuses one (seen with 30.0.0)."""
+    list(cloud(cfg).identity.services())
 
 
 def start_workers(cfg: Settings) -> None:

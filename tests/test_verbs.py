@@ -505,7 +505,7 @@ def runnable(installable: Machine, monkeypatch: pytest.MonkeyPatch, in_order: No
     monkeypatch.setattr(nova, "session", lambda cfg: 4242 * installable.path("/srv/session").exists())
     monkeypatch.setattr(nova, "answers", lambda place: True)
     monkeypatch.setattr(nova, "started", lambda *_: no_service())
-    for name in ("create_flavors", "create_networks", "upload_image", "wait_for_hosts", "smoke_test"):
+    for name in ("warm_keystone", "create_flavors", "create_networks", "upload_image", "wait_for_hosts", "smoke_test"):
         monkeypatch.setattr(nova, name, lambda cfg: None)
     installable.fake("sysctl", '[ "$1" != -n ] || echo 0')
     for name in ("cp", "ovs-vsctl", "ip", "nft", "modprobe"):
@@ -548,7 +548,7 @@ def test_run_detached_alone_installs_what_is_missing(runnable: Machine) -> None:
 
 def test_kvm_is_asked_for_only_where_it_is(runnable: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIBVIRT_TYPE", "kvm")
-    assert nova.main(["run_detached", folder(runnable)]) == 1
+    assert nova.main(["run_detached", folder(runnable)]) == 2
     assert "apt-get" not in runnable.transcript()
 
 
