@@ -824,6 +824,7 @@ def private_mounts(cfg: Settings) -> None:
     Path("/run/netns").mkdir(exist_ok=True)
     do("mount", "-t", "tmpfs", "tmpfs", "/run/netns")
     if cfg.LIBVIRT_TYPE == "lxc" and not has_cgroup2():
+        forgiven(do, "umount", "--recursive", "--lazy", CGROUPS)  # libvirt would look for groups where it finds version 2
         do("mount", "-t", "tmpfs", "tmpfs", CGROUPS)
         for name in CONTROLLERS:
             (CGROUPS / name).mkdir()

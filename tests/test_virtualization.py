@@ -130,6 +130,7 @@ def test_version_1_is_the_clouds_own_mount_where_it_is_needed(
     lxc: nova.Settings, machine: Machine, monkeypatch: pytest.MonkeyPatch, controllers: str
 ) -> None:
     machine.put("/sys/fs/cgroup/cgroup.controllers", controllers)
+    machine.fake("umount", "exit 32")  # nothing is mounted there
     machine.fake("mount")
     nova.private_mounts(lxc)
     own = [line.split()[-1] for line in machine.called() if "-t cgroup " in line]

@@ -174,9 +174,9 @@ def test_wrong_keys_are_refused(cloud: Machine, s3: Any, bucket: str) -> None:
 
 def test_a_member_of_another_project_has_buckets_of_its_own(cloud: Machine, s3: Any, bucket: str) -> None:
     s3.put_object(Bucket=bucket, Key="it", Body=b"admin's")
-    cloud.shell("openstack project create others && openstack user create other --project others")
-    cloud.shell("openstack role add --project others --user other member")
-    made = cloud.openstack("ec2 credentials create --project others --user other")
+    cloud.shell("openstack project create s3-others && openstack user create s3-other --project s3-others")
+    cloud.shell("openstack role add --project s3-others --user s3-other member")
+    made = cloud.openstack("ec2 credentials create --project s3-others --user s3-other")
     other = client(cloud, made["access"], made["secret"])
     assert buckets(other) == []
     refused("NoSuchBucket", content, other, bucket, "it")  # every project has names of its own
@@ -184,7 +184,7 @@ def test_a_member_of_another_project_has_buckets_of_its_own(cloud: Machine, s3: 
     assert buckets(other) == ["theirs"]
     assert "theirs" not in buckets(s3)
     other.delete_bucket(Bucket="theirs")
-    cloud.shell("openstack user delete other && openstack project delete others")
+    cloud.shell("openstack user delete s3-other && openstack project delete s3-others")
     refused("SignatureDoesNotMatch", other.list_buckets)
 
 
