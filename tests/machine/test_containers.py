@@ -45,7 +45,7 @@ def test_an_instance_is_a_container_of_this_machine(cloud: Machine, box: str) ->
     assert cloud.ssh(box, "uname -r") == read("/proc/sys/kernel/osrelease")
     inside = cloud.ssh(box, "readlink /proc/1/ns/pid; readlink /proc/1/ns/net").split()
     assert inside == [os.readlink(f"/proc/{init()}/ns/{kind}") for kind in ("pid", "net")]
-    assert not {*inside} & {os.readlink(f"/proc/1/ns/{kind}") for kind in ("pid", "net")}
+    assert not {*inside} & {os.readlink(f"/proc/self/ns/{kind}") for kind in ("pid", "net")}
     assert "ami-tty: ssh ready" in cloud.shell("openstack console log show box")
 
 
