@@ -13,6 +13,7 @@ import pwd
 import re
 import shlex
 import shutil
+import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -26,6 +27,9 @@ import pytest
 import sh
 
 import nova
+
+# Who starts the tests with & in a script has them ignore Ctrl-C, and what they start as well.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 EXPECTED = Path(__file__).parent / "expected"
 REAL_PATH = "/usr/sbin:/usr/bin:/sbin:/bin:" + os.environ["PATH"]  # the distribution's own first
