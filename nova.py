@@ -2431,6 +2431,9 @@ def take_down(cfg: Settings) -> None:
         end_processes([p for p in processes() if p.pid in keepers], 3)
     if session(cfg) in [p.pid for p in processes()]:
         forgiven(to_screen, cfg, "quit")
+    dead = rf"^\s+(\d+\.{re.escape(cfg.SCREEN_NAME)})\s.*Dead"  # a session that was killed leaves its socket
+    for name in re.findall(dead, ask("screen", "-ls", ok=(0, 1), default=""), re.M):
+        forgiven(do, "screen", "-wipe", name)
     for _ in range(5):  # again, for what one of them started meanwhile
         end_processes(processes(), 1)
     for path in (STATE / "run").glob("*"):
