@@ -500,10 +500,10 @@ ENDPOINTS = (
 )
 
 
-# what a cloud has, in which database,  their names,                              and which something is being done to
+# what a cloud has, in which database and table, but for what is deleted; and which of them something is being done to
 THINGS = (
-    ("instances", "nova_cell1", "SELECT display_name FROM instances WHERE deleted = 0", "task_state <> '' AND vm_state <> 'error'"),
-    ("volumes",   "cinder",     "SELECT display_name FROM volumes WHERE NOT deleted", "status LIKE '%ing' AND status NOT LIKE 'e%'"),
+    ("instances",   "nova_cell1", "instances WHERE deleted = 0", "task_state <> '' AND vm_state <> 'error'"),
+    ("volumes",     "cinder",     "volumes WHERE NOT deleted",   "status LIKE '%ing' AND status NOT LIKE 'error%'"),
 )
 
 
@@ -1209,7 +1209,7 @@ def check_flat_interface(name: str) -> None:
 def settings_of_run(folder: str) -> Settings:
     """What the cloud in this folder was made with: taking down must not depend on how the machine looks by now."""
     files = (Path(folder) / "state" / name for name in (KEPT.name, "settings.json"))  # install may have been called since
-    known = next((json.loads(path.read_text()) for path in files if path.exists()), {})
+    known: dict[str, Any] = next((json.loads(path.read_text()) for path in files if path.exists()), {})
     return Settings(DIR=Path(folder).absolute(), **{row.name: known[row.name] for row in fields(Settings) if row.name in known})
 
 
@@ -1919,7 +1919,7 @@ def run(cfg: Settings, yes: str = "") -> None:
     if not (STATE / "run/up").exists():  # another call ended it: stop
         return
     with only_one("run"):
-        do("rm", "--force", KEPT)
+        give_up()
         terminate(cfg)
         clean(cfg)
 
@@ -2041,6 +2041,12 @@ def check_kept(cfg: Settings) -> Settings:
     return replace(checked(replace(cfg, IMAGE="")), IMAGE=cfg.IMAGE)  # the image is in the cloud already
 
 
+def give_up() -> None:
+    """From now on there is nothing to start."""
+    if KEPT.exists():
+        do("rm", "--force", KEPT)
+
+
 def tell_what_goes(cfg: Settings, yes: str) -> None:
     """Say what is lost with the cloud that DIR has; where instances are, ask the person at the terminal, if there is one."""
     found = what_it_has(settings_of_run(str(cfg.DIR))) if KEPT.exists() else {}
@@ -2060,19 +2066,22 @@ def what_it_has(cfg: Settings) -> dict[str, list[str]]:
     there = not cfg.USE_MYSQL or answers(f"{STATE}/mysql/sock")
     try:
         with contextlib.nullcontext() if there else started(cfg, SERVICES["mysql"]):
-            return {what: in_database(cfg, name, query) for what, name, query, _ in rows(cfg, THINGS)}
+            return {what: names_in(cfg, database, those) for what, database, those, _ in rows(cfg, THINGS)}
     except (Failure, OSError) as failure:
         log.info("the databases do not tell: %s", failure)
         return {"instances": domains}
 
 
-def in_database(cfg: Settings, name: str, query: str) -> list[str]:
-    """The first column of what a query finds in a database."""
+def names_in(cfg: Settings, database: str, those: str) -> list[str]:
+    """The names in a database of THINGS."""
+    query = f"SELECT display_name FROM {those}"  # noqa: S608 (a row of ours)
     if not cfg.USE_MYSQL:
-        with contextlib.closing(sqlite3.connect(f"file:{STATE}/databases/sqlite/{name}?mode=ro", uri=True, timeout=10)) as file:
+        with contextlib.closing(
+            sqlite3.connect(f"file:{STATE}/databases/sqlite/{database}?mode=ro", uri=True, timeout=10)
+        ) as file:
             return [str(row[0]) for row in file.execute(query)]
     client = ("mariadb", "--no-defaults", f"--socket={STATE}/mysql/sock", "--batch", "--skip-column-names")
-    return ask(*client, name, "--execute", query).splitlines()
+    return ask(*client, database, "--execute", query).splitlines()
 
 
 def empty(names: tuple[str, ...]) -> None:
@@ -2090,7 +2099,7 @@ def create_switch(schema: str = "openvswitch/vswitch", name: str = "conf") -> No
 def empty_databases(cfg: Settings) -> None:
     """Every run is a fresh cloud: databases as install made them, no instances, no networks, no messages."""
     with step("Empty the databases"):
-        do("rm", "--force", KEPT)
+        give_up()
         empty(EMPTIED)
         for path in (STATE / "log").glob("*.log"):
             if path.name != "nova.log":
@@ -2591,7 +2600,7 @@ def stop(cfg: Settings) -> None:
 
 def in_the_making(cfg: Settings) -> list[str]:
     """The instances and volumes that something is being done to."""
-    return [each for _, name, query, busy in rows(cfg, THINGS) for each in in_database(cfg, name, f"{query} AND {busy}")]
+    return [name for _, database, those, busy in rows(cfg, THINGS) for name in names_in(cfg, database, f"{those} AND {busy}")]
 
 
 def shut_down_guests(cfg: Settings) -> None:
@@ -2691,7 +2700,7 @@ def scrub(cfg: Settings, yes: str = "") -> None:
     tell_what_goes(cfg, yes)
     with step("Remove bridges, rules and domains"):
         take_down(cfg)
-        do("rm", "--force", KEPT)
+        give_up()
         remove_traces()
 
 
