@@ -1968,9 +1968,8 @@ def start(cfg: Settings) -> None:
     route_private(cfg)
     ran, reports = servers_that_ran(cfg), compute_reports(cfg)
     start_workers(cfg)
-    wait_for_hosts(cfg)
     wait_for_instances(cfg, ran, reports)
-    keep(cfg)
+    wait_for_hosts(cfg)  # not before: asked for its volume hosts, cinder waits a minute for a scheduler that is not there yet
     (STATE / "run/up").touch()
     say_how_to_use(cfg)
 
@@ -2003,7 +2002,7 @@ def refuse_if_running(cfg: Settings) -> None:
 
 def end_what_was_left(cfg: Settings) -> None:
     """A run that was cut off, or a cloud that was cleaned but not scrubbed: take the rest down first."""
-    if processes() or (STATE / "record").exists():
+    if processes() or ((path := STATE / "record").exists() and path.stat().st_size):
         with step("Take down what an earlier run left"):
             wait_for("dpkg (it is at work)", dpkg_is_free, 300)  # an install that was cut off: not in the middle
             take_down(cfg)
