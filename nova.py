@@ -272,7 +272,7 @@ NEEDED = (
     ("LIBVIRT_TYPE=lxc", "/dev/loop-control",   "a container's root is mounted from a file; use qemu"),
     ("VOLUMES_SIZE",     "/dev/loop-control",   "a file as a disk is what bounds volumes"),
 )
-# Given, prompted for (-p) or generated; kept in passwords.json alone.
+# Given, prompted for (-p) or generated; kept in passwords.json and KEPT alone.
 SECRETS = (
     "MYSQL_PASS", "ADMIN_PASSWORD", "SERVICE_PASSWORD", "RABBIT_PASS", "METADATA_SECRET", "EC2_ACCESS_KEY", "EC2_SECRET_KEY",
     "LDAP_PASSWORD", "DEMO_PASSWORD",
@@ -1532,11 +1532,13 @@ def git(*words: object, default: str | None = None) -> list[str]:
 # ---- install ----
 
 
-def install(cfg: Settings) -> None:
+def install(cfg: Settings, for_a_new_one: bool = False) -> None:
     """Everything a cloud needs: packages, OpenStack's environment, databases, image. Goes on where it stopped."""
     refuse_if_running(cfg)
     end_what_was_left(cfg)
     check_machine(cfg)
+    if for_a_new_one:
+        give_up()
     if not tree()["whole"]:
         branch(cfg)
     in_parallel(lambda: install_packages(packages(cfg)), lambda: install_openstack(cfg))
@@ -1780,6 +1782,9 @@ def kept_databases(cfg: Settings) -> Path:
 def fill_databases(cfg: Settings) -> None:
     """A server for the time of it, and each database's own commands side by side; then out of the services' way."""
     place, kept = STATE / "databases", kept_databases(cfg)
+    if KEPT.exists():
+        why = f"the cloud in {cfg.DIR} has its own, where they would be made"
+        raise Failure(f"Refusing to make new databases ({why})", "start that cloud, or make a new one: run_detached")
     shutil.rmtree(kept, ignore_errors=True)
     shutil.rmtree(place, ignore_errors=True)
     for folder in (place, place / "sqlite"):
@@ -1928,7 +1933,7 @@ def run_detached(cfg: Settings, yes: str = "") -> None:
     """Start a new, empty cloud: every service in its own screen window."""
     refuse_if_running(cfg)
     tell_what_goes(cfg, yes)
-    install(cfg)
+    install(cfg, for_a_new_one=True)
     run_unit_tests(cfg)
     empty_databases(cfg)
     make_volumes(cfg)
@@ -2098,7 +2103,6 @@ def create_switch(schema: str = "openvswitch/vswitch", name: str = "conf") -> No
 def empty_databases(cfg: Settings) -> None:
     """Every run is a fresh cloud: databases as install made them, no instances, no networks, no messages."""
     with step("Empty the databases"):
-        give_up()
         empty(EMPTIED)
         for path in (STATE / "log").glob("*.log"):
             if path.name != "nova.log":
@@ -2141,6 +2145,7 @@ def use_volumes(cfg: Settings) -> None:
         do(*(("vgchange", "--activate", "y", "nova-volumes") if KEPT.exists() else ("vgcreate", "nova-volumes", device)))
     else:
         if KEPT.exists():  # it has no journal; what the first look mends (exit code 1), the second finds well
+            wait_for("the disk for volumes", lambda: not ask("losetup", "--associated", disk), 30)  # those before let go of it
             forgiven(do, "e2fsck", "-p", disk)
             do("e2fsck", "-p", disk)
         do("mount", "-o", "loop,discard,nosuid,nodev", disk, share)
@@ -2382,8 +2387,8 @@ def wait_for_hosts(cfg: Settings) -> None:
 
 
 def servers_that_ran(cfg: Settings) -> list[Any]:
-    """The instances that have to run: those that nova believes do."""
-    return [server for server in cloud(cfg).compute.servers(all_projects=True) if server.status == "ACTIVE"]
+    """The instances that have to run: those that nova believes do, but for one that is being deleted."""
+    return [each for each in cloud(cfg).compute.servers(all_projects=True) if each.status == "ACTIVE" and not each.task_state]
 
 
 def compute_reports(cfg: Settings) -> list[str]:
@@ -2403,7 +2408,7 @@ def wait_for_instances(cfg: Settings, ran: list[Any], reports: list[str]) -> Non
     But not for one that was paused by a full disk: it is asked to reboot that one.
     """
     admin = cloud(cfg)
-    with step(f"Wait for {len(ran)} instances to run again"):
+    with step(f"Wait for nova-compute, and for {len(ran)} instances to run again"):
         limit = 90 + 30 * len(ran)
         wait_for("nova-compute", lambda: compute_reports(cfg) != reports, limit, SERVICES["compute"])
         for server in ran:

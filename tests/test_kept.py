@@ -80,13 +80,13 @@ def test_start_starts_what_run_started_and_neither_empties_nor_fills_anything(up
 
 
 def test_what_was_installed_since_for_the_next_run_is_not_what_start_takes(up: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    secret = nova.passwords(nova.STATE)["ADMIN_PASSWORD"]
+    secret = nova.passwords(nova.STATE)["MYSQL_PASS"]
     monkeypatch.setenv("NET_MAN", "FlatManager")
-    monkeypatch.setenv("ADMIN_PASSWORD", "another-one")
+    monkeypatch.setenv("MYSQL_PASS", "another-one")
     assert nova.main(["install", folder(up)]) == 0
-    assert nova.passwords(nova.STATE)["ADMIN_PASSWORD"] == "another-one"  # noqa: S105
+    assert nova.passwords(nova.STATE)["MYSQL_PASS"] == "another-one"  # noqa: S105
     nova.start(nova.settings_of_run(str(nova.HOME)))  # this machine's mounts are no real ones
-    assert nova.passwords(nova.STATE)["ADMIN_PASSWORD"] == secret in (nova.HOME / "novarc").read_text()
+    assert nova.passwords(nova.STATE)["MYSQL_PASS"] == secret in (nova.CONF / "grants.sql").read_text()
     assert json.loads((nova.STATE / "settings.json").read_text())["NET_MAN"] == "VlanManager"
 
 
@@ -141,10 +141,26 @@ def test_what_is_kept_is_roots_alone(kept: nova.Settings) -> None:
     assert nova.settings_of_run(str(kept.DIR)) == nova.replace(kept, **nova.passwords(nova.STATE))
 
 
-def test_a_run_that_was_cut_off_leaves_nothing_to_start(kept: nova.Settings, machine: Machine) -> None:
-    machine.fake("cp", "exit 1")
-    assert "exit code 1" in failure(nova.empty_databases, kept)
+def test_a_run_that_was_cut_off_leaves_nothing_to_start(up: Machine) -> None:
+    up.fake("cp", "exit 1")
+    assert nova.main(["run_detached", folder(up)]) == 1
     assert not nova.KEPT.exists()
+
+
+def test_a_run_that_is_refused_leaves_what_was_there(up: Machine) -> None:
+    up.memory = 1.0
+    assert nova.main(["run_detached", folder(up)]) == 1
+    assert nova.KEPT.exists()
+
+
+def test_install_makes_no_databases_over_those_of_a_kept_cloud(
+    up: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = up.put(nova.STATE / "databases/mysql/ibdata1", "data")
+    monkeypatch.setenv("ADMIN_PASSWORD", "another-one")
+    assert nova.main(["install", folder(up)]) == 1
+    assert "Refusing to make new databases (the cloud in" in capsys.readouterr().err
+    assert data.read_text() == "data"
 
 
 def test_an_instance_that_does_not_run_is_rebooted_and_one_that_went_wrong_is_told(
