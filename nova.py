@@ -17,8 +17,8 @@ A real OpenStack Nova on this machine by one command, and back again: nova.sh, f
 
 run does what is missing first, so one command is enough:  sudo python3 nova.py run
 -v shows every command; all of it is in DIR/state/log/nova.log.  -p asks for the passwords that are not there yet;
-without it they are generated.  Where run, run_detached or scrub would delete instances, they ask at a terminal: --yes says
-yes.  Settings are environment variables: README.md
+without it they are generated.  --yes: run, run_detached and scrub do not ask before they delete instances.
+Settings are environment variables: README.md
 """
 
 from __future__ import annotations
@@ -2080,9 +2080,8 @@ def names_in(cfg: Settings, database: str, those: str) -> list[str]:
     """The names in a database of THINGS."""
     query = f"SELECT display_name FROM {those}"  # noqa: S608 (a row of ours)
     if not cfg.USE_MYSQL:
-        with contextlib.closing(
-            sqlite3.connect(f"file:{STATE}/databases/sqlite/{database}?mode=ro", uri=True, timeout=10)
-        ) as file:
+        place = f"file:{STATE}/databases/sqlite/{database}?mode=ro"
+        with contextlib.closing(sqlite3.connect(place, uri=True, timeout=10)) as file:
             return [str(row[0]) for row in file.execute(query)]
     client = ("mariadb", "--no-defaults", f"--socket={STATE}/mysql/sock", "--batch", "--skip-column-names")
     return ask(*client, database, "--execute", query).splitlines()
