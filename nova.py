@@ -2071,7 +2071,7 @@ def what_it_has(cfg: Settings) -> dict[str, list[str]]:
     try:
         with contextlib.nullcontext() if there else started(cfg, SERVICES["mysql"]):
             return {what: names_in(cfg, database, those) for what, database, those, _ in rows(cfg, THINGS)}
-    except (Failure, OSError) as failure:
+    except (Failure, OSError, sqlite3.Error) as failure:
         log.info("the databases do not tell: %s", failure)
         return {"instances": domains}
 
