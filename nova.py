@@ -8,14 +8,17 @@ A real OpenStack Nova on this machine by one command, and back again: nova.sh, f
   run [DIR]              a new cloud, every service in a window of one screen session; taken down when that ends
   run_detached [DIR]     the same in the background: the cloud stays up
   status [DIR] [--json]  windows, APIs, instances, addresses: a table; exit code 0 when all is well
+  stop [DIR]             end every process and keep the cloud: users, images, networks, instances, volumes
+  start [DIR]            bring that cloud back, also after a reboot: instances that ran run again
   terminate [DIR]        end every instance and every volume
   clean [DIR]            end the session and every process that it started
-  scrub [DIR]            remove what a cloud left on the machine: bridges, rules, domains
+  scrub [DIR]            remove what a cloud left on the machine: bridges, rules, domains; nothing can be started then
   settings               every variable with its value and its meaning
 
 run does what is missing first, so one command is enough:  sudo python3 nova.py run
 -v shows every command; all of it is in DIR/state/log/nova.log.  -p asks for the passwords that are not there yet;
-without it they are generated.  Settings are environment variables: README.md
+without it they are generated.  --yes: run, run_detached and scrub do not ask before they delete instances.
+Settings are environment variables: README.md
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ import secrets
 import shlex
 import shutil
 import socket
+import sqlite3
 import string
 import subprocess
 import sys
@@ -174,7 +178,7 @@ LOG_FILE: list[Path] = []  # one, once there is a folder
 VERB_WORDS = re.findall(r"^  (\w+) ", __doc__, re.MULTILINE)
 
 if __name__ == "__main__":
-    words = [w for w in sys.argv[1:] if w not in ("-v", "-p", "--json")]
+    words = [w for w in sys.argv[1:] if w not in ("-v", "-p", "--json", "--yes")]
     if {"-h", "--help", "help"} & set(words):
         print(__doc__.rstrip())
         sys.exit(0)
@@ -268,7 +272,7 @@ NEEDED = (
     ("LIBVIRT_TYPE=lxc", "/dev/loop-control",   "a container's root is mounted from a file; use qemu"),
     ("VOLUMES_SIZE",     "/dev/loop-control",   "a file as a disk is what bounds volumes"),
 )
-# Given, prompted for (-p) or generated; kept in passwords.json alone.
+# Given, prompted for (-p) or generated; kept in passwords.json and KEPT alone.
 SECRETS = (
     "MYSQL_PASS", "ADMIN_PASSWORD", "SERVICE_PASSWORD", "RABBIT_PASS", "METADATA_SECRET", "EC2_ACCESS_KEY", "EC2_SECRET_KEY",
     "LDAP_PASSWORD", "DEMO_PASSWORD",
@@ -291,6 +295,7 @@ STATE = HOME / "state"
 ENV   = STATE / "env"
 EC2   = STATE / "ec2"  # an environment of its own: ec2-api's last release wants older libraries
 CONF  = STATE / "conf"
+KEPT  = STATE / "kept.json"  # there while DIR has a whole cloud, up or not: what it was made with, for start
 CONSOLE_PORTS = range(26000, 27000)  # the instances' VNC servers and serial ports, on loopback
 PATHS = dict(
     HOME=HOME, STATE=STATE, CONF=CONF, ENV=ENV, EC2=EC2, BIN=ENV / "bin", GUEST_USER=GUEST_USER,
@@ -333,6 +338,10 @@ EMPTIED = (
     "state/cinder", "state/volumes", "state/swift", "state/ldap", "state/opendj",
     "state/libvirt/etc/qemu", "state/libvirt/etc/lxc", "state/libvirt/lib", "state/libvirt/run", "instances",
 )
+
+# What start begins without: it ended with the processes that it was about. Messages do not outlive RabbitMQ; switches and
+# their ports are made anew by create_bridges and by nova.
+ENDED = ("state/rabbit", "state/libvirt/run", "state/ovs/conf.db")
 
 # libvirt and tgt are the cloud's own: a folder of the machine, and the one under DIR that the cloud's processes see there.
 PRIVATE_FOLDERS = (
@@ -488,6 +497,13 @@ ENDPOINTS = (
     ("cinder",    "block-storage", "http://$HOST_IP:8776/v3"),
     ("swift",     "object-store",  "http://$HOST_IP:3333/v1/AUTH_$$(project_id)s"),
     ("ec2",       "ec2",       "http://$HOST_IP:8773/"),
+)
+
+
+# what a cloud has, in which database and table, but for what is deleted; and which of them something is being done to
+THINGS = (
+    ("instances",   "nova_cell1", "instances WHERE deleted = 0", "task_state <> '' AND vm_state <> 'error'"),
+    ("volumes",     "cinder",     "volumes WHERE NOT deleted",   "status LIKE '%ing' AND status NOT LIKE 'error%'"),
 )
 
 
@@ -800,13 +816,20 @@ def record(*undo: object) -> None:
 
 
 def undo_recorded() -> None:
-    """Take back everything in the record, last first; a line is gone only when it was tried."""
+    """Take back everything in the record, last first; a line is gone only when it was tried.
+
+    What would delete disks of a cloud that is kept stays for scrub.
+    """
     path = STATE / "record"
     lines = path.read_text().splitlines() if path.exists() else []
+    stay: list[str] = []
     while lines:
+        if KEPT.exists() and lines[-1].startswith(("rm ", "rmdir ", "vgremove ")):
+            stay.insert(0, lines.pop())
+            continue
         with contextlib.suppress(ValueError):  # a line that was cut off: what it names was not begun
             forgiven(do, *shlex.split(lines.pop()))
-        write_file(path, "".join(f"{line}\n" for line in lines))
+        write_file(path, "".join(f"{line}\n" for line in lines + stay))
 
 
 def private_mounts(cfg: Settings) -> None:
@@ -1185,7 +1208,8 @@ def check_flat_interface(name: str) -> None:
 
 def settings_of_run(folder: str) -> Settings:
     """What the cloud in this folder was made with: taking down must not depend on how the machine looks by now."""
-    known = json.loads(path.read_text()) if (path := Path(folder) / "state/settings.json").exists() else {}
+    files = (Path(folder) / "state" / name for name in (KEPT.name, "settings.json"))  # install may have been called since
+    known: dict[str, Any] = next((json.loads(path.read_text()) for path in files if path.exists()), {})
     return Settings(DIR=Path(folder).absolute(), **{row.name: known[row.name] for row in fields(Settings) if row.name in known})
 
 
@@ -1243,7 +1267,7 @@ def check_machine(cfg: Settings) -> None:
         check_attributes(place)
     if (free := shutil.disk_usage(place).free) < needed << 30:
         raise Failure(f"{free / 2**30:.1f} GiB of disk free at {place}, and a cloud needs {needed}", "make room first")
-    if (wanted := int(cfg.VOLUMES_SIZE)) > (free >> 30) - needed:
+    if (wanted := int(cfg.VOLUMES_SIZE)) > (free >> 30) - needed and not KEPT.exists():  # else it has that room
         raise Failure(f"VOLUMES_SIZE={wanted}: {free / 2**30:.1f} GiB of disk free at {place}; the rest needs {needed}", code=2)
     check_ports(cfg)
     url = urllib.parse.urlsplit(cfg.LDAP_URL)
@@ -1508,11 +1532,13 @@ def git(*words: object, default: str | None = None) -> list[str]:
 # ---- install ----
 
 
-def install(cfg: Settings) -> None:
+def install(cfg: Settings, for_a_new_one: bool = False) -> None:
     """Everything a cloud needs: packages, OpenStack's environment, databases, image. Goes on where it stopped."""
     refuse_if_running(cfg)
     end_what_was_left(cfg)
     check_machine(cfg)
+    if for_a_new_one:
+        give_up()
     if not tree()["whole"]:
         branch(cfg)
     in_parallel(lambda: install_packages(packages(cfg)), lambda: install_openstack(cfg))
@@ -1736,12 +1762,16 @@ WRITTEN_INTO_DATABASES = ("HOST_IP", "ADMIN_PASSWORD", "SERVICE_PASSWORD", "EC2_
 
 def make_databases(cfg: Settings) -> None:
     """Filled databases, made once and copied by every run: their content depends on what `key` is made of alone."""
-    versions = [digest(path) for path in sorted((HOME / "nova/db").rglob("*.py"))]
     chosen = [values(cfg)[name] for name in WRITTEN_INTO_DATABASES]
     tables = rows(cfg, DATABASES, ENDPOINTS)
-    parts = (digest(HERE / "uv.lock"), versions, chosen, ask("mariadbd", "--version"), tables, bool(cfg.DIRECTORY))
+    parts = (digest(HERE / "uv.lock"), migrations(), chosen, ask("mariadbd", "--version"), tables, bool(cfg.DIRECTORY))
     key = hashlib.sha256(repr(parts).encode()).hexdigest()
     make_once(kept_databases(cfg).with_suffix(".made-from"), key, lambda: fill_databases(cfg))
+
+
+def migrations() -> list[str]:
+    """What makes nova's tables, as the tree has it."""
+    return [digest(path) for path in sorted((HOME / "nova/db").rglob("*.py"))]
 
 
 def kept_databases(cfg: Settings) -> Path:
@@ -1752,6 +1782,9 @@ def kept_databases(cfg: Settings) -> Path:
 def fill_databases(cfg: Settings) -> None:
     """A server for the time of it, and each database's own commands side by side; then out of the services' way."""
     place, kept = STATE / "databases", kept_databases(cfg)
+    if KEPT.exists():
+        why = f"the cloud in {cfg.DIR} has its own, where they would be made"
+        raise Failure(f"Refusing to make new databases ({why})", "start that cloud, or make a new one: run_detached")
     shutil.rmtree(kept, ignore_errors=True)
     shutil.rmtree(place, ignore_errors=True)
     for folder in (place, place / "sqlite"):
@@ -1876,26 +1909,31 @@ def unpack_novnc(cfg: Settings) -> None:
 # ---- run ----
 
 
-def run(cfg: Settings) -> None:
+def run(cfg: Settings, yes: str = "") -> None:
     """Run a cloud for as long as its session lasts, then take it down."""
     with only_one("run"):
-        run_detached(cfg)
+        run_detached(cfg, yes)
         to_screen(cfg, "select", "test")
     BARS.stop()  # the terminal is screen's now
     with contextlib.suppress(sh.ErrorReturnCode):
         sh.Command("screen")("-S", f"{session(cfg)}.{cfg.SCREEN_NAME}", "-x", _fg=True)
     if session(cfg):
         say(f"The cloud stays. To come back: sudo screen -x {cfg.SCREEN_NAME}")
-        say("To end it: sudo python3 nova.py terminate, then clean")
+        say("To end it: sudo python3 nova.py stop, which keeps it; or terminate, then clean")
+        return
+    if not (STATE / "run/up").exists():  # another call ended it: stop
         return
     with only_one("run"):
+        give_up()
         terminate(cfg)
         clean(cfg)
 
 
-def run_detached(cfg: Settings) -> None:
+def run_detached(cfg: Settings, yes: str = "") -> None:
     """Start a new, empty cloud: every service in its own screen window."""
-    install(cfg)
+    refuse_if_running(cfg)
+    tell_what_goes(cfg, yes)
+    install(cfg, for_a_new_one=True)
     run_unit_tests(cfg)
     empty_databases(cfg)
     make_volumes(cfg)
@@ -1908,6 +1946,35 @@ def run_detached(cfg: Settings) -> None:
     create_projects(cfg)
     wait_for_hosts(cfg)
     smoke_test(cfg)
+    keep(cfg)
+    (STATE / "run/up").touch()
+    say_how_to_use(cfg)
+
+
+def start(cfg: Settings) -> None:
+    """Bring back the cloud that is kept in DIR, as it was when it was stopped, or when whatever ended it did.
+
+    The same steps as run_detached's, but for those that empty and create.
+    """
+    refuse_if_running(cfg)
+    cfg = check_kept(cfg)
+    end_what_was_left(cfg)
+    check_machine(cfg)
+    use_elsewhere(cfg)
+    make_folders(cfg)
+    write_config(cfg)
+    empty(ENDED)
+    create_switch()
+    use_volumes(cfg)
+    start_session(cfg)
+    use_directory(cfg)
+    create_bridges(cfg)
+    start_control(cfg)
+    route_private(cfg)
+    ran, reports = servers_that_ran(cfg), compute_reports(cfg)
+    start_workers(cfg)
+    wait_for_instances(cfg, ran, reports)
+    wait_for_hosts(cfg)  # not before: asked for its volume hosts, cinder waits a minute for a scheduler that is not there yet
     (STATE / "run/up").touch()
     say_how_to_use(cfg)
 
@@ -1930,7 +1997,8 @@ def refuse_if_running(cfg: Settings) -> None:
         check_ports(cfg)  # says whose they are
     if ours and (STATE / "run/up").exists():
         name = settings_of_run(str(HOME)).SCREEN_NAME
-        way = f"attach to it with: sudo screen -x {name}\n  end it with: sudo python3 nova.py terminate, then clean"
+        end = "stop, which keeps it; or terminate, then clean"
+        way = f"attach to it with: sudo screen -x {name}\n  end it with: sudo python3 nova.py {end}"
         raise Failure(f"screen named '{name}' already exists!", way)
     if found and found not in [process.pid for process in ours]:
         whose = cloud_of(found).partition(" ")[2] or "another program"
@@ -1939,26 +2007,110 @@ def refuse_if_running(cfg: Settings) -> None:
 
 def end_what_was_left(cfg: Settings) -> None:
     """A run that was cut off, or a cloud that was cleaned but not scrubbed: take the rest down first."""
-    if processes() or (STATE / "record").exists():
+    if processes() or ((path := STATE / "record").exists() and path.stat().st_size):
         with step("Take down what an earlier run left"):
             wait_for("dpkg (it is at work)", dpkg_is_free, 300)  # an install that was cut off: not in the middle
             take_down(cfg)
             remove_traces()
 
 
+def keep(cfg: Settings) -> None:
+    """From now on there is a cloud that start can bring back: what it was made with, and must have again, is noted."""
+    chosen = {name: value for name, value in asdict(cfg).items() if name != "DIR"}
+    facts = {**chosen, **passwords(STATE), "HOSTNAME": socket.gethostname(), "VERSIONS": versions(), "FOLDER": str(cfg.DIR)}
+    write_file(KEPT, json.dumps(facts, indent=1), 0o600)
+
+
+def versions() -> str:
+    """What the databases' tables depend on: the environment's lock file, and the tree's migrations."""
+    lock = (ENV / "made-from").read_text()[:64] if (ENV / "made-from").exists() else "none"
+    return hashlib.sha256(repr([lock, migrations()]).encode()).hexdigest()
+
+
+def check_kept(cfg: Settings) -> Settings:
+    """The settings of the cloud that start finds, whose machine and versions are still those that it was made with."""
+    if not KEPT.exists():
+        raise Failure(f"no whole cloud in {cfg.DIR} to start", "make one: sudo python3 nova.py run_detached")
+    was = json.loads(KEPT.read_text())
+    name, elsewhere = socket.gethostname(), any(getattr(cfg, name) for name, _ in ELSEWHERE)
+    refused = (
+        (not (ENV / "made-from").exists(), "its tree has no environment yet: install first"),
+        (was["VERSIONS"] != versions(), "its databases have the tables of other versions than are installed now"),
+        (was["HOSTNAME"] != name, f"its instances are those of {was['HOSTNAME']}, and this machine is called {name} now"),
+        (was["FOLDER"] != str(cfg.DIR) and elsewhere, f"its disks are elsewhere, by the name of {was['FOLDER']}: move it back"),
+    )
+    for wrong, why in refused:
+        if wrong:
+            raise Failure(f"Refusing to start the cloud in {cfg.DIR} ({why})")
+    return replace(checked(replace(cfg, IMAGE="")), IMAGE=cfg.IMAGE)  # the image is in the cloud already
+
+
+def give_up() -> None:
+    """From now on there is nothing to start."""
+    if KEPT.exists():
+        do("rm", "--force", KEPT)
+
+
+def tell_what_goes(cfg: Settings, yes: str) -> None:
+    """Say what is lost with the cloud that DIR has; where instances are, ask the person at the terminal, if there is one."""
+    found = what_it_has(settings_of_run(str(cfg.DIR))) if KEPT.exists() else {}
+    if told := [f"{len(names)} {what} ({', '.join(names[:9])})" for what, names in found.items() if names]:
+        say(f"This deletes the cloud in {cfg.DIR}: {' and '.join(told)}.")
+    if found.get("instances") and not yes and sys.stdin.isatty():
+        say("Type yes to go on:")
+        if sys.stdin.readline().strip() != "yes":
+            raise Failure("nothing was changed", "to bring that cloud back: sudo python3 nova.py start")
+
+
+def what_it_has(cfg: Settings) -> dict[str, list[str]]:
+    """The names of the cloud's instances and volumes, as its databases have them, be it up or not."""
+    domains = [path.stem for path in STATE.glob("libvirt/etc/*/instance-*.xml")]
+    if not domains and not asked_for(cfg, "VOLUMES_SIZE"):
+        return {}  # the usual case, and a server's start is not worth it
+    there = not cfg.USE_MYSQL or answers(f"{STATE}/mysql/sock")
+    try:
+        with contextlib.nullcontext() if there else started(cfg, SERVICES["mysql"]):
+            return {what: names_in(cfg, database, those) for what, database, those, _ in rows(cfg, THINGS)}
+    except (Failure, OSError, sqlite3.Error) as failure:
+        log.info("the databases do not tell: %s", failure)
+        return {"instances": domains}
+
+
+def names_in(cfg: Settings, database: str, those: str) -> list[str]:
+    """The names in a database of THINGS."""
+    query = f"SELECT display_name FROM {those}"  # noqa: S608 (a row of ours)
+    if not cfg.USE_MYSQL:
+        place = f"file:{STATE}/databases/sqlite/{database}?mode=ro"
+        with contextlib.closing(sqlite3.connect(place, uri=True, timeout=10)) as file:
+            return [str(row[0]) for row in file.execute(query)]
+    client = ("mariadb", "--no-defaults", f"--socket={STATE}/mysql/sock", "--batch", "--skip-column-names")
+    return ask(*client, database, "--execute", query).splitlines()
+
+
+def empty(names: tuple[str, ...]) -> None:
+    """Delete what is in folders of HOME, and files."""
+    for name in names:
+        for path in (HOME / name).glob("*") if (HOME / name).is_dir() else [HOME / name]:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+
+
+def create_switch(schema: str = "openvswitch/vswitch", name: str = "conf") -> None:
+    """An empty database of Open vSwitch, or of OVN."""
+    do("ovsdb-tool", "create", STATE / f"ovs/{name}.db", f"/usr/share/{schema}.ovsschema", user=USER)
+
+
 def empty_databases(cfg: Settings) -> None:
     """Every run is a fresh cloud: databases as install made them, no instances, no networks, no messages."""
     with step("Empty the databases"):
-        for name in EMPTIED:
-            for path in (HOME / name).glob("*"):
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        empty(EMPTIED)
         for path in (STATE / "log").glob("*.log"):
             if path.name != "nova.log":
                 path.unlink()
         copy = ("cp", "--archive", "--reflink=auto", "--sparse=always", "--no-target-directory")
         do(*copy, kept_databases(cfg), STATE / "databases")
-        for schema, name in (("openvswitch/vswitch", "conf"), ("ovn/ovn-nb", "ovnnb"), ("ovn/ovn-sb", "ovnsb")):
-            do("ovsdb-tool", "create", STATE / f"ovs/{name}.db", f"/usr/share/{schema}.ovsschema", user=USER)
+        create_switch()
+        create_switch("ovn/ovn-nb", "ovnnb")
+        create_switch("ovn/ovn-sb", "ovnsb")
 
 
 def make_volumes(cfg: Settings) -> None:
@@ -1973,15 +2125,29 @@ def make_volumes(cfg: Settings) -> None:
         share.mkdir(parents=True)
         write_file(disk, "", 0o600)
         do("truncate", f"--size={int(cfg.VOLUMES_SIZE) * 1025 + 64}M", disk)  # and what a file system needs for itself
-        if cfg.VOLUMES_LVM:
-            device = ask("losetup", "--find")
-            record("losetup", "--detach", device)
-            do("losetup", device, disk)
-            record("vgremove", "--force", "nova-volumes")
-            do("vgcreate", "nova-volumes", device)
-        else:
+        if not cfg.VOLUMES_LVM:
             do("mkfs.ext4", "-q", "-m", 0, "-O", "^has_journal,^resize_inode", "-T", "largefile4", disk)
-            do("mount", "-o", "loop,discard,nosuid,nodev", disk, share)
+    use_volumes(cfg)
+
+
+def use_volumes(cfg: Settings) -> None:
+    """The disk for volumes is a volume group of this machine, or mounted: a new one, or a kept one again."""
+    if not asked_for(cfg, "VOLUMES_SIZE"):
+        return
+    disk, share = STATE / "volumes/disk", STATE / "volumes/local:/share"
+    if cfg.VOLUMES_LVM:
+        device = ask("losetup", "--find")
+        record("losetup", "--detach", device)
+        do("losetup", device, disk)
+        record("vgremove", "--force", "nova-volumes")
+        record("vgchange", "--activate", "n", "nova-volumes")
+        do(*(("vgchange", "--activate", "y", "nova-volumes") if KEPT.exists() else ("vgcreate", "nova-volumes", device)))
+    else:
+        if KEPT.exists():  # it has no journal; what the first look mends (exit code 1), the second finds well
+            wait_for("the disk for volumes", lambda: not ask("losetup", "--associated", disk), 30)  # those before let go of it
+            forgiven(do, "e2fsck", "-p", disk)
+            do("e2fsck", "-p", disk)
+        do("mount", "-o", "loop,discard,nosuid,nodev", disk, share)
 
 
 def has_iscsi() -> bool:
@@ -2016,13 +2182,13 @@ def record_groups() -> None:
 
 
 def use_directory(cfg: Settings) -> None:
-    """Ours has conf/tree.ldif.tmpl in it; the user's is asked for what keystone will ask it for."""
+    """Ours has conf/tree.ldif.tmpl in it, or still has; the user's is asked for what keystone will ask it for."""
     if not cfg.DIRECTORY:
         return
     known, wrong = values(cfg), "compare LDAP_URL, LDAP_TREE and LDAP_PASSWORD with what that directory has: README.md"
     login = ("-x", "-H", known["LDAP_SERVER"], "-o", "nettimeout=10", "-D", f"cn=admin,{cfg.LDAP_TREE}", "-y", "/dev/stdin")
     fill, look = ("ldapadd", "-f", CONF / "tree.ldif"), ("ldapsearch", "-LLL", "-b", f"ou=groups,{cfg.LDAP_TREE}", "cn=*", "dn")
-    program, *words = look if cfg.DIRECTORY == "yours" else fill
+    program, *words = look if cfg.DIRECTORY == "yours" or KEPT.exists() else fill
     with step("Use the directory"):
         do(program, *login, *words, text=known["LDAP_PASSWORD"], hint=wrong)
 
@@ -2147,9 +2313,7 @@ def create_networks(cfg: Settings) -> None:
         router = network.create_router(name="router", external_gateway_info={"network_id": public.id})
         for subnet in inside:
             network.add_interface_to_router(router, subnet_id=subnet.id)
-        for address in (each["ip_address"] for each in router.external_gateway_info["external_fixed_ips"]):
-            if ":" in address:  # the route goes with br-ex
-                do("ip", "-6", "route", "replace", str(ranges_v6(cfg)[0]), "via", address, "dev", "br-ex")
+        route_private(cfg)
         group = next(network.security_groups(name="default", project_id=cloud(cfg).current_project_id))
         rules: list[dict[str, object]] = [
             {"ether_type": "IPv4", "protocol": "icmp"},
@@ -2158,6 +2322,14 @@ def create_networks(cfg: Settings) -> None:
         rules += [{**rule, "protocol": "tcp", "port_range_min": 22, "port_range_max": 22} for rule in rules]
         own = dict(security_group_id=group.id, direction="ingress")
         network.create_security_group_rules([{**own, **rule} for rule in rules])
+
+
+def route_private(cfg: Settings) -> None:
+    """This machine knows the way to the instances' IPv6 addresses, which have no translation; it goes with br-ex."""
+    router = cloud(cfg).network.find_router("router") if cfg.USE_IPV6 else None
+    gateway: dict[str, Any] = (router and router.external_gateway_info) or {}  # a user may have deleted either
+    for address in (each["ip_address"] for each in gateway.get("external_fixed_ips", ()) if ":" in each["ip_address"]):
+        do("ip", "-6", "route", "replace", str(ranges_v6(cfg)[0]), "via", address, "dev", "br-ex")
 
 
 def create_subnet(cfg: Settings, network: Any, cidr: str, last: int, **more: object) -> Any:
@@ -2211,6 +2383,39 @@ def wait_for_hosts(cfg: Settings) -> None:
             wait_for(
                 "the volume host in the scheduler", lambda: list(admin.block_storage.backend_pools()), 90, SERVICES["volume"]
             )
+
+
+def servers_that_ran(cfg: Settings) -> list[Any]:
+    """The instances that have to run: those that nova believes do, but for one that is being deleted."""
+    return [each for each in cloud(cfg).compute.servers(all_projects=True) if each.status == "ACTIVE" and not each.task_state]
+
+
+def compute_reports(cfg: Settings) -> list[str]:
+    """When nova-compute told last that it is well: for the first time once it has gone through all of its instances."""
+    return [str(each.updated_at) for each in cloud(cfg).compute.services(binary="nova-compute")]
+
+
+def running_guests(cfg: Settings) -> set[str]:
+    """The ids of the instances that libvirt runs."""
+    place = "lxc:///" if cfg.LIBVIRT_TYPE == "lxc" else "qemu:///system"
+    return set(ask("virsh", "--connect", place, "list", "--uuid", "--state-running", default="").split())
+
+
+def wait_for_instances(cfg: Settings, ran: list[Any], reports: list[str]) -> None:
+    """Until every instance that ran is ACTIVE and runs. nova-compute sees to it (nova.conf: resume_guests_state_on_host_boot).
+
+    But not for one that was paused by a full disk: it is asked to reboot that one.
+    """
+    admin = cloud(cfg)
+    with step(f"Wait for nova-compute, and for {len(ran)} instances to run again"):
+        limit = 90 + 30 * len(ran)
+        wait_for("nova-compute", lambda: compute_reports(cfg) != reports, limit, SERVICES["compute"])
+        for server in ran:
+            if is_active(admin, server) and server.id not in running_guests(cfg):
+                admin.compute.reboot_server(server, "HARD")
+        for server in ran:
+            again = lambda server=server: is_active(admin, server) and server.id in running_guests(cfg)
+            wait_for(f"the instance {server.name}", again, limit)
 
 
 def smoke_test(cfg: Settings) -> None:
@@ -2279,6 +2484,7 @@ def look(cfg: Settings) -> dict[str, Any]:
     services = rows(cfg, SERVERS, CONTROL, WORKERS) if ours else []
     found: dict[str, Any] = {"folder": str(cfg.DIR), "session": cfg.SCREEN_NAME}
     found["up_since"] = iso(up.stat().st_mtime) if ours and up.exists() else None
+    found["stopped"] = not ours and (cfg.DIR / "state" / KEPT.name).exists()
     found["windows"] = [window_state(service, ours) for service in services]
     with concurrent.futures.ThreadPoolExecutor() as pool:
         found["apis"] = list(pool.map(lambda service: api_state(cfg, service), (s for s in services if "http" in s.answers)))
@@ -2332,7 +2538,9 @@ def plain(name: str, value: Any) -> Any:
 
 def problems(found: dict[str, Any]) -> Iterator[str]:
     """What is not well, one line each."""
-    if not found["up_since"]:
+    if found["stopped"]:
+        yield "it is stopped, and kept: sudo python3 nova.py start"
+    elif not found["up_since"]:
         yield "it is not up, or not yet: sudo python3 nova.py run_detached"
     for row in found["windows"]:
         if not row["running_since"]:
@@ -2367,6 +2575,45 @@ def cell(name: str, value: Any) -> str:
     return ", ".join(value) if isinstance(value, list) else "-" if value is None else str(value)
 
 
+# ---- stop ----
+
+
+def stop(cfg: Settings) -> None:
+    """End every process and keep the cloud in DIR; the machine has nothing else of it left. start brings it back.
+
+    clean ends it at once, as a crash would, and leaves bridges and rules: start copes with that too. Here each part gets the
+    time that it needs. nova-compute ends before the guests do: so nova believes that they run, and start has them run again.
+    """
+    refuse_beside_another("stop")
+    if not KEPT.exists():
+        raise Failure(f"no whole cloud in {cfg.DIR} to keep", "make one with run_detached; clean ends what there is")
+    do("rm", "--force", STATE / "run/up")
+    if processes():
+        with step("Wait for what is being done to instances and volumes"):
+            forgiven(wait_for, "the end of that", lambda: not in_the_making(cfg), 60)
+        with step("End OpenStack's services"):
+            end_windows(CONTROL + WORKERS, 3)
+        with step("Shut the instances down"):
+            shut_down_guests(cfg)
+    with step("End what they stood on, and remove bridges and rules"):
+        take_down(cfg, 20)
+        remove_traces()
+    say(f"The cloud in {cfg.DIR} is stopped, and kept. To bring it back: sudo python3 nova.py start")
+
+
+def in_the_making(cfg: Settings) -> list[str]:
+    """The instances and volumes that something is being done to."""
+    return [name for _, database, those, busy in rows(cfg, THINGS) for name in names_in(cfg, database, f"{those} AND {busy}")]
+
+
+def shut_down_guests(cfg: Settings) -> None:
+    """Each is told to power off, as by its button. Who has not after ten seconds is ended with the rest: see take_down."""
+    place = "lxc:///" if cfg.LIBVIRT_TYPE == "lxc" else "qemu:///system"
+    for guest in running_guests(cfg):
+        forgiven(do, "virsh", "--connect", place, "shutdown", guest)
+    forgiven(wait_for, "the guests' end", lambda: not running_guests(cfg), 10)
+
+
 # ---- terminate ----
 
 
@@ -2375,6 +2622,9 @@ def terminate(cfg: Settings) -> None:
 
     Volumes are then deleted by the next run, with everything else, objects always: see EMPTIED.
     """
+    if KEPT.exists() and not processes():
+        why = f"the cloud in {cfg.DIR} is stopped, and who could end its instances and volumes with it"
+        raise Failure(f"Refusing to terminate ({why})", "start it first; or leave them to run or scrub: they end the whole cloud")
     try:
         with step("End the instances"):
             if processes() and answers(f"http://{cfg.HOST_IP}:8774/"):
@@ -2423,12 +2673,16 @@ def clean(cfg: Settings) -> None:
         take_down(cfg)
 
 
-def take_down(cfg: Settings) -> None:
+def end_windows(services: tuple[Service, ...], seconds: float) -> None:
+    """End what runs in the windows of these services."""
+    keepers = {int(p.read_text()) for s in services if (p := STATE / f"run/{s.window}.pid").exists()}
+    end_processes([p for p in processes() if p.pid in keepers], seconds)
+
+
+def take_down(cfg: Settings, seconds: float = 3) -> None:
     """End windows and guests, OpenStack before what it stands on; then whatever of ours is still there."""
-    stages = [[s.window for s in CONTROL + WORKERS], [s.window for s in SERVERS]]
-    for windows in stages:
-        keepers = {int(p.read_text()) for w in windows if (p := STATE / f"run/{w}.pid").exists()}
-        end_processes([p for p in processes() if p.pid in keepers], 3)
+    end_windows(CONTROL + WORKERS, 3)
+    end_windows(SERVERS, seconds)
     if session(cfg) in [p.pid for p in processes()]:
         forgiven(to_screen, cfg, "quit")
     dead = rf"^\s+(\d+\.{re.escape(cfg.SCREEN_NAME)})\s.*Dead"  # a session that was killed leaves its socket
@@ -2443,13 +2697,23 @@ def take_down(cfg: Settings) -> None:
 # ---- scrub ----
 
 
-def scrub(cfg: Settings) -> None:
-    """Remove what a cloud leaves on the machine; works with no API, no session, no database, and twice."""
-    if other := other_cloud():
-        raise Failure(f"Refusing to scrub ({other} is up, and its bridges have the same names)", "end that one first")
+def scrub(cfg: Settings, yes: str = "") -> None:
+    """Remove what a cloud leaves on the machine; works with no API, no session, no database, and twice.
+
+    With its domains, and its disks where those are elsewhere, the cloud is gone for good: start does not bring it back.
+    """
+    refuse_beside_another("scrub")
+    tell_what_goes(cfg, yes)
     with step("Remove bridges, rules and domains"):
         take_down(cfg)
+        give_up()
         remove_traces()
+
+
+def refuse_beside_another(verb: str) -> None:
+    """Another cloud's traces look like ours."""
+    if other := other_cloud():
+        raise Failure(f"Refusing to {verb} ({other} is up, and its bridges have the same names)", "end that one first")
 
 
 def remove_traces() -> None:
@@ -2466,6 +2730,8 @@ def remove_traces() -> None:
         address = (device / "address").read_text() if (device / "tun_flags").exists() else ""
         if address[2:].startswith(str(PATHS["MAC_PREFIX"])[2:]):
             forgiven(do, "ip", "link", "delete", device.name)
+    if KEPT.exists():
+        return
     (STATE / "record").unlink(missing_ok=True)
     for path in (*STATE.glob("libvirt/etc/qemu/*.xml"), *STATE.glob("libvirt/etc/lxc/*.xml")):
         path.unlink()
@@ -2483,8 +2749,9 @@ def settings(cfg: Settings) -> None:
         print(f"{mark} {row.name + '=' + str(shown):34} {row.metadata['meaning']}")
 
 
-OF_A_CLOUD = ("status", "terminate", "clean", "scrub")  # with the settings that it was made with
-VERBS = {f.__name__: f for f in (branch, install, run, run_detached, status, terminate, clean, scrub, settings)}
+OF_A_CLOUD = ("status", "stop", "start", "terminate", "clean", "scrub")  # with the settings that it was made with
+VERBS = {f.__name__: f for f in (branch, install, run, run_detached, status, stop, start, terminate, clean, scrub, settings)}
+OPTIONS = {"status": "--json", "run": "--yes", "run_detached": "--yes", "scrub": "--yes"}
 
 
 def main(arguments: list[str]) -> int:
@@ -2493,7 +2760,7 @@ def main(arguments: list[str]) -> int:
     log.setLevel(logging.DEBUG)
     log.addHandler(logging.StreamHandler() if "-v" in arguments else logging.NullHandler())
     verb, *rest = [a for a in arguments if a not in ("-v", "-p")]
-    form = ["--json"] if verb == "status" and "--json" in rest else []
+    form = [OPTIONS[verb]] if OPTIONS.get(verb) in rest else []
     rest = [word for word in rest if word not in form]
     most = {"branch": 2, "settings": 0}.get(verb, 1)
     try:

@@ -19,6 +19,7 @@ WELL: dict[str, Any] = {
     "folder": "/home/me/nova",
     "session": "nova",
     "up_since": "2026-01-02T03:04:05+00:00",
+    "stopped": False,
     "windows": [{"window": "mysql", "running_since": "2026-01-02T03:04:01+00:00", "restarts": 2, "memory": 1536 << 20}],
     "apis": [{"api": "keystone", "url": "http://192.0.2.10:5000/v3", "answers_in_ms": 12}],
     "services": [{"service": f"nova-{it}", "host": "h", "state": "up"} for it in ("compute", "conductor", "scheduler")],
@@ -36,6 +37,7 @@ def changed(what: str, **columns: Any) -> dict[str, Any]:
     ("found", "wrong"),
     [
         (WELL, []),
+        ({**WELL, "up_since": None, "stopped": True}, ["it is stopped, and kept: sudo python3 nova.py start"]),
         ({**WELL, "up_since": None}, ["it is not up, or not yet: sudo python3 nova.py run_detached"]),
         (changed("windows", running_since=None), ["the window mysql has no running service; it said last: no space left"]),
         (changed("apis", answers_in_ms=None), ["the API of keystone does not answer at http://192.0.2.10:5000/v3"]),

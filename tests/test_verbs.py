@@ -569,7 +569,7 @@ def test_run_ends_the_cloud_when_its_session_has_ended(
     seen: list[str] = []
     for name in ("terminate", "clean"):
         monkeypatch.setattr(nova, name, lambda cfg, name=name: seen.append(name))
-    monkeypatch.setattr(nova, "run_detached", lambda cfg: None)
+    monkeypatch.setattr(nova, "run_detached", lambda cfg, yes: (nova.STATE / "run/up").touch())
     ended = machine.path("/srv/ended")
     end = f'[ "${{!#}}" != -x ] || echo >{ended}'
     machine.fake("screen", SESSION if lives else f"[ -e {ended} ] && {{ {NO_SESSION}; }} || {{ {SESSION}; }}; {end}")
@@ -982,7 +982,7 @@ def test_a_cloud_that_is_up_is_in_the_way(session: Any, cfg: nova.Settings) -> N
         assert str(caught.value) == "screen named 'nova' already exists!"
         assert caught.value.hint.splitlines() == [
             "attach to it with: sudo screen -x nova",
-            "  end it with: sudo python3 nova.py terminate, then clean",
+            "  end it with: sudo python3 nova.py stop, which keeps it; or terminate, then clean",
         ]
 
 

@@ -141,7 +141,9 @@ def test_a_volume_group_is_recorded_before_it_is_made(volumes: nova.Settings, ma
     machine.fake("vgcreate", "exit 5")
     with pytest.raises(nova.Failure, match="vgcreate nova-volumes /dev/loop7"):
         nova.make_volumes(volumes)
-    assert (nova.STATE / "record").read_text() == "losetup --detach /dev/loop7\nvgremove --force nova-volumes\n"
+    assert (nova.STATE / "record").read_text() == (
+        "losetup --detach /dev/loop7\nvgremove --force nova-volumes\nvgchange --activate n nova-volumes\n"
+    )
 
 
 def test_without_volumes_there_is_no_room(cfg: nova.Settings, machine: Machine) -> None:
