@@ -2456,7 +2456,8 @@ def take_down(cfg: Settings) -> None:
     for windows in stages:
         files = [path for window in windows if (path := STATE / f"run/{window}.pid").exists()]
         keepers = {int(number) for path in files if (number := path.read_text().strip())}  # none where the disk was full
-        do("rm", "--force", *files)  # no keep follows one that is killed: conf/window.tmpl
+        for path in files:
+            path.unlink()  # no keep follows one that is killed: conf/window.tmpl
         end_processes([p for p in processes() if p.pid in keepers], 3)
     if session(cfg) in [p.pid for p in processes()]:
         forgiven(to_screen, cfg, "quit")
