@@ -7,11 +7,10 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from .conftest import NOVA_PY, Machine, ask, eventually
+from .conftest import NOVA_PY, Machine, eventually
 
 pytestmark = pytest.mark.slow
 
