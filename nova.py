@@ -2327,7 +2327,8 @@ def window_state(service: Service, ours: set[int]) -> dict[str, Any]:
     state: dict[str, Any] = {"window": service.window, "running_since": None, "restarts": len(deaths), "memory": 0}
     with contextlib.suppress(OSError, ValueError, psutil.Error, StopIteration):
         keeper = psutil.Process(int(path.with_suffix(".pid").read_text()))
-        it = next(child for child in keeper.children() if keeper.pid in ours and child.name() != "sleep")  # its pause
+        besides = ("sleep", "keep")  # its pause, and what it does again
+        it = next(child for child in keeper.children() if keeper.pid in ours and child.name() not in besides)
         state["memory"] = sum(each.memory_full_info().pss for each in (it, *it.children(recursive=True)))
         state["running_since"] = iso(it.create_time())
     return state

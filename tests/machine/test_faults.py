@@ -121,7 +121,7 @@ def service(cloud: Machine, window: str) -> psutil.Process | None:
     """The process of a window's service."""
     try:
         keeper = psutil.Process(int(read(cloud.folder / f"nova/state/run/{window}.pid") or 0))
-        running = [child for child in keeper.children(recursive=True) if child.name() not in ("sleep", "sh", "bash", "setpriv")]
+        running = [child for child in keeper.children(recursive=True) if child.name() not in ("sleep", "keep", "sh", "bash", "setpriv")]
         return running[0] if running else None
     except (psutil.Error, ValueError):
         return None
