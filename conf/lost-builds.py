@@ -2,10 +2,12 @@
 """Instances that were being built when a service died, and that nobody builds any more, are in ERROR and say why.
 
 A service takes its message from the queue before it acts, so what it is at is lost with it. nova-compute finds what it was
-building when it starts again, but tells no reason; what no host had taken yet nobody looks for. conf/again.tmpl calls this.
+building when it starts again, but tells no reason; what no host had taken yet nobody looks for. conf/again.tmpl calls this,
+with what keep noted of each death as standard input.
 """
 
 import os
+import sys
 from pathlib import Path
 
 os.environ["OS_NOVA_DISABLE_EVENTLET_PATCHING"] = "True"  # as the services run: with native threads
@@ -18,13 +20,13 @@ from nova import config, context, exception, objects
 
 HERE = Path(__file__).parent
 SECONDS = 90  # longer than anybody waits for an answer: rpc_response_timeout
+DEATHS = sorted(sys.stdin.read().splitlines())
 
 
 def deaths(asked):
-    """Which services have died since an instance was asked for, as conf/keep noted it."""
+    """Which services have died since an instance was asked for."""
     since = asked.astimezone().strftime("%FT%T")
-    lines = [line for file in (HERE.parent / "run").glob("*.died") for line in file.read_text().splitlines()]
-    return sorted(line for line in lines if line[:19] >= since)
+    return [line for line in DEATHS if line[:19] >= since]
 
 
 def reason(asked):
@@ -41,7 +43,7 @@ def lost(instance):
     """Taken by no host; or by one that died."""
     if instance.vm_state == vm_states.BUILDING:
         return not instance.host
-    return not instance.launched_at and not instance.fault
+    return not instance.launched_at and not objects.InstanceFaultList.get_by_instance_uuids(instance._context, [instance.uuid])
 
 
 def bury(manager, admin, request):
@@ -61,7 +63,7 @@ def main():
             continue
         with context.target_cell(admin, cell) as inside:
             states = {"deleted": False, "vm_state": [vm_states.BUILDING, vm_states.ERROR]}
-            for instance in objects.InstanceList.get_by_filters(inside, states, expected_attrs=["fault"]):
+            for instance in objects.InstanceList.get_by_filters(inside, states):
                 if not old(instance) or not lost(instance):
                     continue
                 if request := requests.pop(instance.uuid, None):  # the conductor died between making it and saying so

@@ -132,7 +132,7 @@ def came_back(cloud: Machine, window: str, old: psutil.Process) -> bool:
 
 
 def metadata(cloud: Machine, address: str) -> bool:
-    return cloud.ssh(address, "wget -T 3 -q -O - http://169.254.169.254/latest/meta-data/hostname || true").startswith("kept")
+    return cloud.ssh(address, "timeout 9 wget -q -O - http://169.254.169.254/latest/meta-data/hostname || true").startswith("kept")
 
 
 def makes_volumes(api: Api) -> bool:
