@@ -298,7 +298,7 @@ CONF  = STATE / "conf"
 KEPT  = STATE / "kept.json"  # there while DIR has a whole cloud, up or not: what it was made with, for start
 CONSOLE_PORTS = range(26000, 27000)  # the instances' VNC servers and serial ports, on loopback
 PATHS = dict(
-    HOME=HOME, STATE=STATE, CONF=CONF, ENV=ENV, EC2=EC2, BIN=ENV / "bin", GUEST_USER=GUEST_USER,
+    HOME=HOME, STATE=STATE, CONF=CONF, ENV=ENV, EC2=EC2, BIN=ENV / "bin", USER=USER, GUEST_USER=GUEST_USER,
     OVS=STATE / "ovs", OVSDB=f"unix:{STATE}/ovs/db.sock", MAC_PREFIX="fa:6e:70",
     RABBIT_PORT=35672, RABBIT_DIST_PORT=35673, EPMD_PORT=34369, TGT_PORT=33260, SWIFT_PORT=36200,
     LDAP_PORT=33890, LDAP_ADMIN_PORT=33891,
@@ -385,6 +385,8 @@ CONFIG_FILES = (
     ("conf/swift.nft.tmpl",        CONF / "swift.nft",            0o644, ROOT),
     ("conf/nat6.nft.tmpl",         CONF / "nat6.nft",             0o644, ROOT),
     ("conf/window.tmpl",           CONF / "window",               0o644, ROOT),
+    ("conf/again.tmpl",            CONF / "again",                0o755, ROOT),
+    ("conf/lost-builds.py",        CONF / "lost-builds.py",       0o644, ROOT),
     ("conf/test.tmpl",             CONF / "test",                 0o644, ROOT),
     ("conf/screenrc.tmpl",         CONF / "screenrc",             0o644, ROOT),
     ("conf/libvirtd.conf.tmpl",    Path("/etc/libvirt/libvirtd.conf"), 0o644, ROOT),
@@ -650,6 +652,24 @@ def say(line: str) -> None:
     """A line for the person who waits."""
     print(line, file=sys.stderr, flush=True)
     log.info("%s", line)
+
+
+@contextlib.contextmanager
+def telling_full_disks(cfg: Settings) -> Iterator[None]:
+    """Where a disk is full, that is why something failed, whatever it says itself."""
+    try:
+        yield
+    except (Failure, OSError) as error:
+        places = filter(None, (cfg.DIR, cfg.INSTANCES_PATH, cfg.LOCK_PATH, "/var/cache/apt", "/usr", tempfile.gettempdir()))
+        free = {str(place): shutil.disk_usage(nearest(Path(str(place)))).free >> 20 for place in places}
+        full = [f"{place} ({megabytes} MiB free)" for place, megabytes in free.items() if megabytes < FULL]
+        if not full or getattr(error, "code", 1) != 1:
+            raise
+        hint = f"full: {', '.join(full)}; make room (4 GiB for install, 1 GiB for a cloud), then repeat"
+        raise Failure(str(error), hint, getattr(error, "tail", ()), during=getattr(error, "during", "")) from None
+
+
+FULL = 64  # MiB that are left on a full disk: below 50 RabbitMQ takes no more messages
 
 
 @contextlib.contextmanager
@@ -2223,9 +2243,16 @@ def create_bridges(cfg: Settings) -> None:
 
 def use_bridge(name: str, address: str) -> None:
     """This machine has an address on a bridge, where it listens to no router."""
-    do("sysctl", "-eqw", f"net/ipv6/conf/{name}/accept_ra=0")
-    do("ip", "address", "replace", address, "dev", name)
-    do("ip", "link", "set", name, "up")
+    do_again("sysctl", "-eqw", f"net/ipv6/conf/{name}/accept_ra=0")
+    do_again("ip", "address", "replace", address, "dev", name)
+    do_again("ip", "link", "set", name, "up")
+
+
+def do_again(*command: object) -> None:
+    """Do it, now and whenever ovs-vswitchd was started again: conf/again.tmpl."""
+    path = STATE / "run/addresses"
+    write_file(path, (path.read_text() if path.exists() else "") + f"{shlex.join(map(str, command))}\n")
+    do(*command)
 
 
 def switch(key: str, value: str) -> None:
@@ -2259,7 +2286,7 @@ def route_ipv6(cfg: Settings) -> None:
     record("nft", "delete", "table", "ip6", "nova_py")
     do("nft", "-f", CONF / "nat6.nft")
     public = ranges_v6(cfg)[1]
-    do("ip", "address", "replace", f"{public[1]}/64", "dev", "br-ex", "nodad")
+    do_again("ip", "address", "replace", f"{public[1]}/64", "dev", "br-ex", "nodad")
 
 
 def has_kernel_datapath() -> bool:
@@ -2329,7 +2356,7 @@ def route_private(cfg: Settings) -> None:
     router = cloud(cfg).network.find_router("router") if cfg.USE_IPV6 else None
     gateway: dict[str, Any] = (router and router.external_gateway_info) or {}  # a user may have deleted either
     for address in (each["ip_address"] for each in gateway.get("external_fixed_ips", ()) if ":" in each["ip_address"]):
-        do("ip", "-6", "route", "replace", str(ranges_v6(cfg)[0]), "via", address, "dev", "br-ex")
+        do_again("ip", "-6", "route", "replace", str(ranges_v6(cfg)[0]), "via", address, "dev", "br-ex")
 
 
 def create_subnet(cfg: Settings, network: Any, cidr: str, last: int, **more: object) -> Any:
@@ -2506,7 +2533,8 @@ def window_state(service: Service, ours: set[int]) -> dict[str, Any]:
     state: dict[str, Any] = {"window": service.window, "running_since": None, "restarts": len(deaths), "memory": 0}
     with contextlib.suppress(OSError, ValueError, psutil.Error, StopIteration):
         keeper = psutil.Process(int(path.with_suffix(".pid").read_text()))
-        it = next(child for child in keeper.children() if keeper.pid in ours and child.name() != "sleep")  # its pause
+        besides = ("sleep", "keep")  # its pause, and what it does again
+        it = next(child for child in keeper.children() if keeper.pid in ours and child.name() not in besides)
         state["memory"] = sum(each.memory_full_info().pss for each in (it, *it.children(recursive=True)))
         state["running_since"] = iso(it.create_time())
     return state
@@ -2675,7 +2703,10 @@ def clean(cfg: Settings) -> None:
 
 def end_windows(services: tuple[Service, ...], seconds: float) -> None:
     """End what runs in the windows of these services."""
-    keepers = {int(p.read_text()) for s in services if (p := STATE / f"run/{s.window}.pid").exists()}
+    files = [path for service in services if (path := STATE / f"run/{service.window}.pid").exists()]
+    keepers = {int(number) for path in files if (number := path.read_text().strip())}  # none where the disk was full
+    for path in files:
+        path.unlink()  # no keep follows one that is killed: conf/window.tmpl
     end_processes([p for p in processes() if p.pid in keepers], seconds)
 
 
@@ -2776,7 +2807,7 @@ def main(arguments: list[str]) -> int:
             source_from(word)  # refused before DIR is made
         os.environ["no_proxy"] = f"127.0.0.1,{cfg.HOST_IP},{os.environ.get('no_proxy', '')}"
         # run is not at work while its session is shown, and status disturbs nobody
-        with contextlib.nullcontext() if verb in ("run", "status") else only_one(verb), BARS:
+        with contextlib.nullcontext() if verb in ("run", "status") else only_one(verb), BARS, telling_full_disks(cfg):
             prepare_folder(cfg, verb)
             VERBS[verb](cfg, *rest[: most - 1], *form)
         return 0

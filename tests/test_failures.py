@@ -668,3 +668,24 @@ def test_a_command_that_heard_ctrl_c_first_is_ctrl_c(fake: Fake, call: Callable[
     fake("hears", "kill -INT $$")
     with pytest.raises(KeyboardInterrupt):
         call("hears")
+
+
+# ---- Full disks ----
+
+
+def test_a_failure_names_the_disk_that_is_full(cfg: nova.Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the command made of it, a hint about the network included."""
+    room = lambda path: SimpleNamespace(free=(1 << 20) if "instances" in str(path) else 1 << 40)
+    monkeypatch.setattr(nova.shutil, "disk_usage", room)
+    monkeypatch.setattr(nova, "nearest", lambda path: path)
+
+    def fails(error: Exception, chosen: nova.Settings) -> None:
+        with nova.telling_full_disks(chosen):
+            raise error
+
+    chosen = replace(cfg, INSTANCES_PATH="/srv/instances")
+    for error in (nova.Failure("uv failed", nova.NETWORK, ("No space left",)), OSError(28, "No space left on device")):
+        said = failure(fails, error, chosen)
+        assert said.hint.startswith("full: /srv/instances (1 MiB free); make room") and str(said) == str(error)
+    assert failure(fails, nova.Failure("no such setting", code=2), chosen).hint == ""
+    assert failure(fails, nova.Failure("uv failed", nova.NETWORK), cfg).hint == nova.NETWORK

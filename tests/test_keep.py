@@ -137,6 +137,47 @@ def test_another_user_is_entered_by_setpriv(keep: Keep, tmp_path: Path) -> None:
     setpriv.chmod(0o755)
     process = keep("exit 0", user="nova-py")
     eventually(lambda: (tmp_path / "who").exists() and (tmp_path / "who").read_text())
-    assert (tmp_path / "who").read_text().startswith("--reuid=nova-py --regid=nova-py --init-groups /bin/bash -c")
+    assert (
+        (tmp_path / "who").read_text().startswith("--pdeathsig=TERM --reuid=nova-py --regid=nova-py --init-groups /bin/bash -c")
+    )
     process.terminate()
     ends(process)
+
+
+def test_what_has_to_be_done_again_is_tried_until_it_succeeds(keep: Keep, tmp_path: Path) -> None:
+    """Not at the first start: then nova.py does it."""
+    (tmp_path / "log").mkdir()
+    (tmp_path / "bin").mkdir(exist_ok=True)
+    again, times = tmp_path / "bin/again", tmp_path / "times"
+    again.write_text(f"#!/bin/sh\necho $1 >>{times}; [ $(wc -l <{times}) = 3 ]\n")
+    again.chmod(0o755)
+    lives = tmp_path / "lives"
+    keep(f"echo >>{lives}; [ $(wc -l <{lives}) = 1 ] || exec /bin/sleep 60")
+    eventually(lambda: times.exists() and times.read_text() == "w\nw\nw\n")
+    assert lives.read_text() == "\n\n"
+
+
+def test_killed_it_takes_its_command_along_and_is_followed_by_another(
+    real: Callable[[str], str], tmp_path: Path, cfg: nova.Settings
+) -> None:
+    """As the window's shell calls it, until its file is gone: conf/window.tmpl, clean."""
+    window = nova.render((nova.HERE / "conf/window.tmpl").read_text(), cfg)
+    function = next(line for line in window.splitlines() if line.startswith("keep()"))
+    for name in ("run", "log", "bin"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "bin/keep").symlink_to(nova.HERE / "conf/keep")
+    line = f"{function}\nkeep w root /bin/bash -c 'echo $$ >>children; exec /bin/sleep 60'; echo over >over"
+    shell = subprocess.Popen([real("bash"), "-c", line], cwd=tmp_path, env={"PATH": f"{tmp_path}/bin:/usr/bin:/bin"})
+    children = lambda: (tmp_path / "children").read_text().split() if (tmp_path / "children").exists() else []
+    try:
+        eventually(lambda: len(children()) == 1)
+        os.kill(pid_in(tmp_path / "run/w.pid"), signal.SIGKILL)
+        eventually(lambda: gone(int(children()[0])) and len(children()) == 2)
+        second = pid_in(tmp_path / "run/w.pid")
+        (tmp_path / "run/w.pid").unlink()
+        os.kill(second, signal.SIGKILL)
+        eventually(lambda: gone(int(children()[1])) and (tmp_path / "over").exists())
+        assert len(children()) == 2
+    finally:
+        shell.kill()
+        shell.communicate()

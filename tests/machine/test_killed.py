@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from .conftest import NOVA_PY, Machine
+from .conftest import NOVA_PY, Machine, ask, eventually
 
 # the step at whose beginning it is killed, and what is removed first so that the step is needed
 POINTS = (
@@ -38,9 +38,43 @@ def test_killed_and_called_again(machine: Machine, point: str, removed: str) -> 
     assert machine.processes() == [] and machine.ports() == set()
 
 
-def kill_at(machine: Machine, point: str) -> None:
-    """Start run_detached and kill it when it says that it begins with `point`."""
-    command = ["python3", str(NOVA_PY), "run_detached"]
+@pytest.mark.slow
+def test_taking_down_is_killed_and_called_again(machine: Machine) -> None:
+    before = machine.traces()
+    machine.nova("run_detached")
+    machine.shell("openstack server create --image ami-tty --flavor m1.tiny --network private --wait one")
+    kill_at(machine, "End the instances", "terminate")
+    machine.nova("terminate")
+    assert not machine.traces()["domains"] and not machine.traces()["guests"]
+    kill_at(machine, "End the session", "clean")
+    machine.nova("clean")
+    assert machine.processes() == [] and machine.ports() == set()
+    kill_at(machine, "Remove bridges", "scrub", 0.1)
+    machine.nova("scrub")
+    assert machine.traces() == before
+
+
+@pytest.mark.slow
+def test_without_its_session_a_cloud_is_down_and_says_so(machine: Machine) -> None:
+    machine.nova("run_detached")
+    session = int(next(line for line in ask("screen", "-ls").splitlines() if ".nova\t" in line).split(".")[0])
+    os.kill(session, signal.SIGKILL)
+    said = eventually("what status says", lambda: "no running service" in (it := status(machine)) and it)
+    assert "the window keystone has no running service" in said and "the API of keystone does not answer" in said
+    machine.nova("clean")
+    assert machine.processes() == [] and machine.ports() == set()
+
+
+def status(machine: Machine) -> str:
+    """What status says of a cloud that is not well."""
+    command = ["python3", str(NOVA_PY), "status"]
+    done = subprocess.run(command, cwd=machine.folder, capture_output=True, text=True, check=False)
+    return done.stderr if done.returncode == 1 else ""
+
+
+def kill_at(machine: Machine, point: str, verb: str = "run_detached", seconds: float = 0.4) -> None:
+    """Start a verb and kill it when it says that it begins with `point`."""
+    command = ["python3", str(NOVA_PY), verb]
     run = subprocess.Popen(command, cwd=machine.folder, stderr=subprocess.PIPE, text=True, start_new_session=True)
     assert run.stderr
     said = []
@@ -52,6 +86,6 @@ def kill_at(machine: Machine, point: str) -> None:
         pytest.fail(f"it never came to {point!r}:\n{''.join(said)}")
     # A step's first command is at work by the time its line has been read; none of them is over within this.
     with pytest.raises(subprocess.TimeoutExpired):
-        run.wait(0.4)
+        run.wait(seconds)
     os.killpg(run.pid, signal.SIGKILL)
     run.wait()
