@@ -282,6 +282,7 @@ CHOICES = {
 # ---- Tables: users, ports, paths ----
 
 USER       = "nova-py"       # owns every process that does not need root
+PRIVSEP    = "nova-py:nova-py-root"  # the same, in the group that may ask for it: conf/sudoers.tmpl, and libvirt's socket
 GUEST_USER = "libvirt-qemu"  # owns the instances' QEMUs; libvirt does not start where nobody has this name
 ROOT       = "root"          # for what wires networks and starts instances
 
@@ -302,7 +303,7 @@ PATHS = dict(
 
 # folder under DIR            owner
 FOLDERS = (
-    ("instances",               ROOT),
+    ("instances",               PRIVSEP),
     ("images",                  ROOT),
     ("state/log",               ROOT),
     ("state/run",               ROOT),
@@ -321,7 +322,7 @@ FOLDERS = (
     ("state/rabbit",            USER),
     ("state/ovs",               USER),
     ("state/cinder",            USER),
-    ("state/volumes",           ROOT),
+    ("state/volumes",           PRIVSEP),
     ("state/swift",             USER),
     ("state/libvirt/etc/hooks", ROOT),
     ("state/ldap",              USER),
@@ -342,6 +343,7 @@ PRIVATE_FOLDERS = (
     ("/var/cache/libvirt", "state/libvirt/cache"),
     ("/var/log/libvirt",   "state/libvirt/log"),
     ("/etc/tgt",           "state/tgt"),
+    ("/etc/sudoers.d",     "state/sudo"),
 )
 
 # A setting that puts a folder under DIR elsewhere: there, a folder of our own is mounted in its place.
@@ -382,6 +384,8 @@ CONFIG_FILES = (
     ("conf/qemu.conf.tmpl",        Path("/etc/libvirt/qemu.conf"),     0o644, ROOT),
     ("conf/lxc-hook.tmpl",         Path("/etc/libvirt/hooks/lxc"),     0o755, ROOT),
     ("conf/targets.conf.tmpl",     Path("/etc/tgt/targets.conf"),      0o644, ROOT),
+    ("conf/sudoers.tmpl",          Path("/etc/sudoers.d/nova-py"),     0o440, ROOT),
+    ("conf/rootwrap.conf.tmpl",    Path("/etc/sudoers.d/rootwrap.conf"), 0o644, ROOT),
     ("conf/keystone.ldap.conf.tmpl", CONF / "domains/keystone.ldap.conf", 0o600, USER),
     ("conf/tree.ldif.tmpl",        CONF / "tree.ldif",            0o600, ROOT),
     ("conf/slapd.conf.tmpl",       CONF / "slapd.conf",           0o600, USER),
@@ -444,10 +448,10 @@ CONTROL = (
 # scheduler asks placement.
 WORKERS = (
     Service("scheduler",    USER, f"nova-scheduler {NOVA_CONF}"),
-    Service("compute",      ROOT, "nova-compute --config-file $CONF/nova.conf"),
-    Service("network-meta", ROOT, "neutron-ovn-metadata-agent --config-file $CONF/neutron.conf"),
+    Service("compute",      PRIVSEP, "nova-compute --config-file $CONF/nova.conf"),
+    Service("network-meta", PRIVSEP, "neutron-ovn-metadata-agent --config-file $CONF/neutron.conf"),
     Service("volume-sched", USER, "cinder-scheduler --config-file $CONF/cinder.conf"),
-    Service("volume",       ROOT, "cinder-volume --config-file $CONF/cinder.conf"),
+    Service("volume",       PRIVSEP, "cinder-volume --config-file $CONF/cinder.conf"),
 )
 SERVICES = {service.window: service for service in SERVERS + CONTROL + WORKERS}
 
@@ -563,7 +567,7 @@ UNIT_TESTS = {
 
 # What only a setting asks for: first columns of rows above; packages: conf/packages.toml.
 ONLY_WITH: dict[str, set[object]] = {
-    "VOLUMES_SIZE": {"state/cinder", "state/volumes", "conf/cinder.conf.tmpl", "volume-api", "volume-sched", "volume",
+    "VOLUMES_SIZE": {"state/cinder", "state/volumes", "conf/cinder.conf.tmpl", "conf/rootwrap.conf.tmpl", "volume-api", "volume-sched", "volume",
                      ("cinder",), "cinder", "volumes"},
     "VOLUMES_LVM":  {"/etc/tgt", "conf/targets.conf.tmpl", "tgt", "iscsi"},
     "USE_SWIFT":    {"state/swift", "conf/swift.conf.tmpl", "conf/swift-proxy.conf.tmpl", "conf/swift-store.conf.tmpl",
@@ -784,7 +788,7 @@ def write_file(path: Path, content: str | bytes, mode: int = 0o644, owner: str =
 
 def give(path: Path, owner: str) -> None:
     """Make it `owner`'s; "caller" is who called sudo."""
-    user = pwd.getpwnam(owner if owner != "caller" else ROOT)
+    user = pwd.getpwnam(owner.partition(":")[0] if owner != "caller" else ROOT)
     uid, gid = user.pw_uid, user.pw_gid
     if owner == "caller":
         uid, gid = int(os.environ.get("SUDO_UID", uid)), int(os.environ.get("SUDO_GID", gid))
@@ -1670,6 +1674,8 @@ def make_users() -> None:
         if not ask("getent", "passwd", user, default=""):
             home = ("--no-create-home", "--home-dir", "/nonexistent")
             do("useradd", "--system", "--user-group", *home, "--shell", "/usr/sbin/nologin", user)
+    if not ask("getent", "group", group := PRIVSEP.partition(":")[2], default=""):
+        do("groupadd", "--system", group)
 
 
 def link_modules(cfg: Settings) -> None:
@@ -1982,6 +1988,8 @@ def make_volumes(cfg: Settings) -> None:
         else:
             do("mkfs.ext4", "-q", "-m", 0, "-O", "^has_journal,^resize_inode", "-T", "largefile4", disk)
             do("mount", "-o", "loop,discard,nosuid,nodev", disk, share)
+            # What cinder makes there as root it reads and writes by its group; QEMU comes through.
+            do("install", "--directory", "--mode=2771", f"--group={PRIVSEP.partition(':')[2]}", share)
 
 
 def has_iscsi() -> bool:
