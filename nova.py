@@ -160,7 +160,7 @@ def bootstrap() -> None:
 
 def tell_failure(failure: Failure) -> int:
     """Print a failure for a person; return the exit code it asks for."""
-    lines = [f"nova.py: {failure}"]
+    lines = [f"nova.py: {failure if failure.code == 1 else legible(failure)}"]
     if failure.during:
         lines.insert(0, f"\nnova.py stopped at: {failure.during}")
     lines += [f"    | {line}" for line in failure.tail]
@@ -168,6 +168,11 @@ def tell_failure(failure: Failure) -> int:
     lines += [f"  everything it did: {LOG_FILE[0]}"] if LOG_FILE and failure.code == 1 else []
     print("\n".join(lines), file=sys.stderr)
     return failure.code
+
+
+def legible(value: object) -> str:
+    """In one line, and nothing that a terminal would obey."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(value))
 
 
 LOG_FILE: list[Path] = []  # one, once there is a folder
@@ -377,6 +382,8 @@ CONFIG_FILES = (
     ("conf/consoles.nft.tmpl",     CONF / "consoles.nft",         0o644, ROOT),
     ("conf/swift.nft.tmpl",        CONF / "swift.nft",            0o644, ROOT),
     ("conf/nat6.nft.tmpl",         CONF / "nat6.nft",             0o644, ROOT),
+    ("conf/forward.nft.tmpl",      CONF / "forward.nft",          0o644, ROOT),
+    ("conf/forward6.nft.tmpl",     CONF / "forward6.nft",         0o644, ROOT),
     ("conf/window.tmpl",           CONF / "window",               0o644, ROOT),
     ("conf/test.tmpl",             CONF / "test",                 0o644, ROOT),
     ("conf/screenrc.tmpl",         CONF / "screenrc",             0o644, ROOT),
@@ -575,7 +582,7 @@ ONLY_WITH: dict[str, set[object]] = {
     "USE_EC2":      {"ec2", ("ec2api",), "conf/ec2api.conf.tmpl", "conf/ec2-paste.ini.tmpl", "conf/ec2_auth.py"},
     "CONSOLES":     {"novnc", "serial", "conf/consoles.nft.tmpl"},
     "TEST":         {"unit-tests"},
-    "USE_IPV6":     {"conf/nat6.nft.tmpl"},
+    "USE_IPV6":     {"conf/nat6.nft.tmpl", "conf/forward6.nft.tmpl"},
     "DIRECTORY":    {"state/conf/domains", "conf/keystone.ldap.conf.tmpl", "conf/tree.ldif.tmpl", "conf/demorc.tmpl",
                      "python3-ldap", "python3-pyasn1"},
     "DIRECTORY=slapd": {"state/ldap", "conf/slapd.conf.tmpl", "ldap"},
@@ -757,6 +764,7 @@ def values(cfg: Settings) -> dict[str, Any]:
     known = passwords(STATE)
     urls = {name: string.Template(url).safe_substitute(known) for name, url in DATABASE_URLS[cfg.USE_MYSQL].items()}
     machine = {"HOSTNAME": socket.gethostname(), "DATAPATH": "system" if has_kernel_datapath() else "netdev"}
+    machine["INTERFACES"] = ", ".join(f'"{name}"' for name in netifaces.interfaces() if name not in BRIDGES)
     machine |= {"CONFIG_DRIVE": str(not MANAGERS[cfg.NET_MAN].dhcp)}
     machine |= {"DISKS": "raw", "TAPS": "false"} if cfg.LIBVIRT_TYPE == "lxc" else {"DISKS": "default", "TAPS": "true"}
     machine |= {"HAS_DIRECTORY": str(bool(cfg.DIRECTORY)), "LDAP_NAME": cfg.LDAP_TREE.partition(",")[0].partition("=")[2]}
@@ -1797,7 +1805,8 @@ def register_services(cfg: Settings) -> None:
     project = identity.create_project(name="service", domain_id="default")
     roles = [identity.find_role(name) or identity.create_role(name=name) for name in ("admin", "service")]
     for name, kind, url in rows(cfg, ENDPOINTS):
-        user = identity.create_user(name=name, domain_id="default", password=values(cfg)["SERVICE_PASSWORD"])
+        always = {"ignore_lockout_failure_attempts": True}  # whoever guesses (conf/keystone.conf.tmpl) does not stop the cloud
+        user = identity.create_user(name=name, domain_id="default", password=values(cfg)["SERVICE_PASSWORD"], options=always)
         for role in roles:
             identity.assign_project_role_to_user(project, user, role)
         service = identity.create_service(name=name, type=kind)
@@ -1847,6 +1856,8 @@ def fetch_image(cfg: Settings) -> None:
     """IMAGE is here, and is an image."""
     path, url = image_file(cfg), urllib.parse.urldefrag(cfg.IMAGE)
     if "://" in cfg.IMAGE and not path.exists():
+        if not url.fragment and url.url.startswith("http:"):
+            say(f"IMAGE={url.url}: nobody vouches for what comes by http; #sha256=HEX at its end would")
         with step(f"Download {url.url}"):
             part = path.with_suffix(".part")
             try:
@@ -2052,9 +2063,10 @@ def create_bridges(cfg: Settings) -> None:
             use_bridge("br100", f"{fixed[-2]}/{fixed.prefixlen}")
         if cfg.FLAT_INTERFACE:
             join_interface(cfg.FLAT_INTERFACE)
-        switch("net.ipv4.ip_forward", "1")
         record("nft", "delete", "table", "ip", "nova_py")
         do("nft", "-f", CONF / "nat.nft")
+        if switch("net.ipv4.ip_forward", "1"):
+            do("nft", "-f", CONF / "forward.nft")
         if cfg.CONSOLES:
             do("nft", "-f", CONF / "consoles.nft")
         if cfg.USE_SWIFT:
@@ -2070,11 +2082,12 @@ def use_bridge(name: str, address: str) -> None:
     do("ip", "link", "set", name, "up")
 
 
-def switch(key: str, value: str) -> None:
-    """Set a kernel parameter, where the kernel has it; scrub puts it back."""
+def switch(key: str, value: str) -> bool:
+    """Set a kernel parameter, where the kernel has it; scrub puts it back. Was it another?"""
     if (was := ask("sysctl", "-n", key, default=value)) != value:
         record("sysctl", "-qw", f"{key}={was}")
         do("sysctl", "-qw", f"{key}={value}")
+    return was != value
 
 
 def join_interface(name: str) -> None:
@@ -2097,9 +2110,10 @@ def route_ipv6(cfg: Settings) -> None:
     for path in Path("/proc/sys/net/ipv6/conf").glob("*/forwarding"):  # the switch for all is one for each
         if path.parent.name != "all" and path.read_text().strip() == "1":
             record("sysctl", "-qw", f"net/ipv6/conf/{path.parent.name}/forwarding=1")
-    switch("net.ipv6.conf.all.forwarding", "1")
     record("nft", "delete", "table", "ip6", "nova_py")
     do("nft", "-f", CONF / "nat6.nft")
+    if switch("net.ipv6.conf.all.forwarding", "1"):
+        do("nft", "-f", CONF / "forward6.nft")
     public = ranges_v6(cfg)[1]
     do("ip", "address", "replace", f"{public[1]}/64", "dev", "br-ex", "nodad")
 
@@ -2506,6 +2520,8 @@ def main(arguments: list[str]) -> int:
             raise Failure(f"{verb} does not take {' '.join(rest)}; see: python3 nova.py --help", code=2)
         folder = rest[most - 1] if len(rest) == most and most else "nova"
         cfg = settings_of_run(folder) if verb in OF_A_CLOUD else settings_from(dict(os.environ), folder)
+        if verb in OF_A_CLOUD and not (cfg.DIR / "state").exists():
+            raise Failure(f"no cloud in {legible(cfg.DIR)}", f"go to the folder where it was made, or name it: nova.py {verb} DIR")
         cfg = prompted(cfg, verb) if "-p" in arguments else cfg
         if verb == "settings":
             settings(cfg)
@@ -2531,8 +2547,6 @@ def main(arguments: list[str]) -> int:
 
 def prepare_folder(cfg: Settings, verb: str) -> None:
     """DIR is there, or is made by the verbs that may; its log begins; the private mounts are in place."""
-    if verb in OF_A_CLOUD and not (cfg.DIR / "state").exists():
-        raise Failure(f"no cloud in {cfg.DIR}", f"go to the folder where it was made, or name it: nova.py {verb} DIR")
     if os.path.lexists(state := cfg.DIR / "state") and (state.is_symlink() or state.stat().st_uid != 0):
         raise Failure(f"Refusing to use {cfg.DIR}/state (it is not root's, so it may hold anything)", "remove it first")
     if verb == "status":
