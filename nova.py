@@ -574,8 +574,8 @@ UNIT_TESTS = {
 
 # What only a setting asks for: first columns of rows above; packages: conf/packages.toml.
 ONLY_WITH: dict[str, set[object]] = {
-    "VOLUMES_SIZE": {"state/cinder", "state/volumes", "conf/cinder.conf.tmpl", "conf/rootwrap.conf.tmpl", "volume-api", "volume-sched", "volume",
-                     ("cinder",), "cinder", "volumes"},
+    "VOLUMES_SIZE": {"state/cinder", "state/volumes", "conf/cinder.conf.tmpl", "conf/rootwrap.conf.tmpl",
+                     "volume-api", "volume-sched", "volume", ("cinder",), "cinder", "volumes"},
     "VOLUMES_LVM":  {"/etc/tgt", "conf/targets.conf.tmpl", "tgt", "iscsi"},
     "USE_SWIFT":    {"state/swift", "conf/swift.conf.tmpl", "conf/swift-proxy.conf.tmpl", "conf/swift-store.conf.tmpl",
                      "conf/swift_store.py", "conf/swift.nft.tmpl", "objects", "objectstore", "swift"},
@@ -2520,8 +2520,6 @@ def main(arguments: list[str]) -> int:
             raise Failure(f"{verb} does not take {' '.join(rest)}; see: python3 nova.py --help", code=2)
         folder = rest[most - 1] if len(rest) == most and most else "nova"
         cfg = settings_of_run(folder) if verb in OF_A_CLOUD else settings_from(dict(os.environ), folder)
-        if verb in OF_A_CLOUD and not (cfg.DIR / "state").exists():
-            raise Failure(f"no cloud in {legible(cfg.DIR)}", f"go to the folder where it was made, or name it: nova.py {verb} DIR")
         cfg = prompted(cfg, verb) if "-p" in arguments else cfg
         if verb == "settings":
             settings(cfg)
@@ -2547,6 +2545,8 @@ def main(arguments: list[str]) -> int:
 
 def prepare_folder(cfg: Settings, verb: str) -> None:
     """DIR is there, or is made by the verbs that may; its log begins; the private mounts are in place."""
+    if verb in OF_A_CLOUD and not (cfg.DIR / "state").exists():
+        raise Failure(f"no cloud in {legible(cfg.DIR)}", f"go to the folder where it was made, or name it: nova.py {verb} DIR")
     if os.path.lexists(state := cfg.DIR / "state") and (state.is_symlink() or state.stat().st_uid != 0):
         raise Failure(f"Refusing to use {cfg.DIR}/state (it is not root's, so it may hold anything)", "remove it first")
     if verb == "status":

@@ -61,6 +61,7 @@ def installable(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
         "apt-get",
         "dpkg",
         "useradd",
+        "groupadd",
         "setpriv",
         "mariadb",
         "deb-systemd-helper",
@@ -384,9 +385,11 @@ def test_folders_have_their_owner_and_services_folders_are_private(
     monkeypatch.setattr(nova, "ONLY_WITH", {})
     nova.make_folders(cfg)
     folders = nova.rows(cfg, nova.FOLDERS)
-    assert {name: machine.owners[f"/run/nova.py/{name}"] for name, _ in folders} == dict(folders)
+    assert {name: machine.owners[f"/run/nova.py/{name}"] for name, _ in folders} == {
+        name: owner.partition(":")[0] for name, owner in folders
+    }
     modes = {(owner, (nova.HOME / name).stat().st_mode & 0o777) for name, owner in folders}
-    assert modes == {(nova.USER, 0o700), (nova.ROOT, 0o711)}
+    assert modes == {(nova.USER, 0o700), (nova.ROOT, 0o711), (nova.PRIVSEP, 0o711)}
 
 
 def test_passwords_are_made_once_and_a_chosen_one_replaces(cfg: nova.Settings) -> None:
