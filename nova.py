@@ -313,7 +313,7 @@ FOLDERS = (
     ("state/log",               ROOT),
     ("state/run",               ROOT),
     ("state/cache",             ROOT),
-    ("state/conf",              USER),
+    ("state/conf",              ROOT),  # root's own shells run what is in it
     ("state/conf/domains",      USER),
     ("state/locks",             USER),
     ("state/nova",              USER),
