@@ -1704,7 +1704,7 @@ def make_folders(cfg: Settings) -> None:
     for name, owner in rows(cfg, FOLDERS):
         (HOME / name).mkdir(parents=True, exist_ok=True)
         give(HOME / name, owner)
-        (HOME / name).chmod(0o700 if owner == USER else 0o711)
+        (HOME / name).chmod({USER: 0o700, PRIVSEP: 0o711}.get(owner, 0o755))
     plain = {k: v for k, v in asdict(cfg).items() if k not in (*SECRETS, "DIR")}
     write_file(STATE / "settings.json", json.dumps(plain, indent=1), 0o600)  # IMAGE's URL may hold a token
     known = passwords(STATE)
