@@ -341,15 +341,15 @@ EMPTIED = (
     "state/libvirt/etc/qemu", "state/libvirt/etc/lxc", "state/libvirt/lib", "state/libvirt/run", "instances",
 )
 
-# libvirt and tgt are the cloud's own: a folder of the machine, and the one under DIR that the cloud's processes see there.
+# libvirt, tgt and sudo's rules are the cloud's own: a folder of the machine, and the one under DIR that its processes see there.
 PRIVATE_FOLDERS = (
     ("/etc/libvirt",       "state/libvirt/etc"),
     ("/run/libvirt",       "state/libvirt/run"),
     ("/var/lib/libvirt",   "state/libvirt/lib"),
     ("/var/cache/libvirt", "state/libvirt/cache"),
     ("/var/log/libvirt",   "state/libvirt/log"),
-    ("/etc/tgt",           "state/tgt"),
     ("/etc/sudoers.d",     "state/sudo"),
+    ("/etc/tgt",           "state/tgt"),
 )
 
 # A setting that puts a folder under DIR elsewhere: there, a folder of our own is mounted in its place.
@@ -1747,7 +1747,15 @@ def install_plugin(site: Path) -> None:
         write_file(site / name, (HERE / "conf/sqlite" / name).read_bytes())
 
 
-WRITTEN_INTO_DATABASES = ("HOST_IP", "ADMIN_PASSWORD", "SERVICE_PASSWORD", "EC2_ACCESS_KEY", "EC2_SECRET_KEY", "CELL")
+WRITTEN_INTO_DATABASES = (
+    "HOST_IP",
+    "ADMIN_PASSWORD",
+    "SERVICE_PASSWORD",
+    "EC2_ACCESS_KEY",
+    "EC2_SECRET_KEY",
+    "CELL",
+    "VOLUMES_SIZE",
+)
 
 
 def make_databases(cfg: Settings) -> None:
