@@ -164,7 +164,7 @@ def bootstrap() -> None:
 
 def tell_failure(failure: Failure) -> int:
     """Print a failure for a person; return the exit code it asks for."""
-    lines = [f"nova.py: {failure}"]
+    lines = [f"nova.py: {failure if failure.code == 1 else legible(failure)}"]
     if failure.during:
         lines.insert(0, f"\nnova.py stopped at: {failure.during}")
     lines += [f"    | {line}" for line in failure.tail]
@@ -172,6 +172,11 @@ def tell_failure(failure: Failure) -> int:
     lines += [f"  everything it did: {LOG_FILE[0]}"] if LOG_FILE and failure.code == 1 else []
     print("\n".join(lines), file=sys.stderr)
     return failure.code
+
+
+def legible(value: object) -> str:
+    """In one line, and nothing that a terminal would obey."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(value))
 
 
 LOG_FILE: list[Path] = []  # one, once there is a folder
@@ -286,6 +291,7 @@ CHOICES = {
 # ---- Tables: users, ports, paths ----
 
 USER       = "nova-py"       # owns every process that does not need root
+PRIVSEP    = "nova-py:nova-py-root"  # the same, in the group that may ask for it: conf/sudoers.tmpl, and libvirt's socket
 GUEST_USER = "libvirt-qemu"  # owns the instances' QEMUs; libvirt does not start where nobody has this name
 ROOT       = "root"          # for what wires networks and starts instances
 
@@ -307,13 +313,14 @@ PATHS = dict(
 
 # folder under DIR            owner
 FOLDERS = (
-    ("instances",               ROOT),
+    ("instances",               PRIVSEP),
     ("images",                  ROOT),
     ("state/log",               ROOT),
     ("state/run",               ROOT),
     ("state/cache",             ROOT),
-    ("state/conf",              USER),
+    ("state/conf",              ROOT),  # root's own shells run what is in it
     ("state/conf/domains",      USER),
+    ("state/conf/swift",        USER),
     ("state/locks",             USER),
     ("state/nova",              USER),
     ("state/keystone/fernet",   USER),
@@ -326,7 +333,7 @@ FOLDERS = (
     ("state/rabbit",            USER),
     ("state/ovs",               USER),
     ("state/cinder",            USER),
-    ("state/volumes",           ROOT),
+    ("state/volumes",           PRIVSEP),
     ("state/swift",             USER),
     ("state/libvirt/etc/hooks", ROOT),
     ("state/ldap",              USER),
@@ -343,13 +350,14 @@ EMPTIED = (
 # their ports are made anew by create_bridges and by nova.
 ENDED = ("state/rabbit", "state/libvirt/run", "state/ovs/conf.db")
 
-# libvirt and tgt are the cloud's own: a folder of the machine, and the one under DIR that the cloud's processes see there.
+# libvirt, tgt and sudo's rules are the cloud's own: a folder of the machine, and the one under DIR that its processes see there.
 PRIVATE_FOLDERS = (
     ("/etc/libvirt",       "state/libvirt/etc"),
     ("/run/libvirt",       "state/libvirt/run"),
     ("/var/lib/libvirt",   "state/libvirt/lib"),
     ("/var/cache/libvirt", "state/libvirt/cache"),
     ("/var/log/libvirt",   "state/libvirt/log"),
+    ("/etc/sudoers.d",     "state/sudo"),
     ("/etc/tgt",           "state/tgt"),
 )
 
@@ -368,7 +376,7 @@ CONFIG_FILES = (
     ("conf/placement.conf.tmpl",   CONF / "placement.conf",       0o600, USER),
     ("conf/neutron.conf.tmpl",     CONF / "neutron.conf",         0o600, USER),
     ("conf/cinder.conf.tmpl",      CONF / "cinder.conf",          0o600, USER),
-    ("conf/swift.conf.tmpl",       CONF / "swift.conf",           0o644, USER),
+    ("conf/swift.conf.tmpl",       CONF / "swift/swift.conf",     0o644, USER),
     ("conf/swift-proxy.conf.tmpl", CONF / "swift-proxy.conf",     0o600, USER),
     ("conf/swift-store.conf.tmpl", CONF / "swift-store.conf",     0o644, USER),
     ("conf/swift_store.py",        CONF / "swift_store.py",       0o644, USER),
@@ -384,6 +392,8 @@ CONFIG_FILES = (
     ("conf/consoles.nft.tmpl",     CONF / "consoles.nft",         0o644, ROOT),
     ("conf/swift.nft.tmpl",        CONF / "swift.nft",            0o644, ROOT),
     ("conf/nat6.nft.tmpl",         CONF / "nat6.nft",             0o644, ROOT),
+    ("conf/forward.nft.tmpl",      CONF / "forward.nft",          0o644, ROOT),
+    ("conf/forward6.nft.tmpl",     CONF / "forward6.nft",         0o644, ROOT),
     ("conf/window.tmpl",           CONF / "window",               0o644, ROOT),
     ("conf/again.tmpl",            CONF / "again",                0o755, ROOT),
     ("conf/lost-builds.py",        CONF / "lost-builds.py",       0o644, ROOT),
@@ -393,6 +403,8 @@ CONFIG_FILES = (
     ("conf/qemu.conf.tmpl",        Path("/etc/libvirt/qemu.conf"),     0o644, ROOT),
     ("conf/lxc-hook.tmpl",         Path("/etc/libvirt/hooks/lxc"),     0o755, ROOT),
     ("conf/targets.conf.tmpl",     Path("/etc/tgt/targets.conf"),      0o644, ROOT),
+    ("conf/sudoers.tmpl",          Path("/etc/sudoers.d/nova-py"),     0o440, ROOT),
+    ("conf/rootwrap.conf.tmpl",    Path("/etc/sudoers.d/rootwrap.conf"), 0o644, ROOT),
     ("conf/keystone.ldap.conf.tmpl", CONF / "domains/keystone.ldap.conf", 0o600, USER),
     ("conf/tree.ldif.tmpl",        CONF / "tree.ldif",            0o600, ROOT),
     ("conf/slapd.conf.tmpl",       CONF / "slapd.conf",           0o600, USER),
@@ -455,10 +467,10 @@ CONTROL = (
 # scheduler asks placement.
 WORKERS = (
     Service("scheduler",    USER, f"nova-scheduler {NOVA_CONF}"),
-    Service("compute",      ROOT, "nova-compute --config-file $CONF/nova.conf"),
-    Service("network-meta", ROOT, "neutron-ovn-metadata-agent --config-file $CONF/neutron.conf"),
+    Service("compute",      PRIVSEP, "nova-compute --config-file $CONF/nova.conf"),
+    Service("network-meta", PRIVSEP, "neutron-ovn-metadata-agent --config-file $CONF/neutron.conf"),
     Service("volume-sched", USER, "cinder-scheduler --config-file $CONF/cinder.conf"),
-    Service("volume",       ROOT, "cinder-volume --config-file $CONF/cinder.conf"),
+    Service("volume",       PRIVSEP, "cinder-volume --config-file $CONF/cinder.conf"),
 )
 SERVICES = {service.window: service for service in SERVERS + CONTROL + WORKERS}
 
@@ -581,15 +593,16 @@ UNIT_TESTS = {
 
 # What only a setting asks for: first columns of rows above; packages: conf/packages.toml.
 ONLY_WITH: dict[str, set[object]] = {
-    "VOLUMES_SIZE": {"state/cinder", "state/volumes", "conf/cinder.conf.tmpl", "volume-api", "volume-sched", "volume",
-                     ("cinder",), "cinder", "volumes"},
+    "VOLUMES_SIZE": {"state/cinder", "state/volumes", "conf/cinder.conf.tmpl", "conf/rootwrap.conf.tmpl",
+                     "volume-api", "volume-sched", "volume", ("cinder",), "cinder", "volumes"},
     "VOLUMES_LVM":  {"/etc/tgt", "conf/targets.conf.tmpl", "tgt", "iscsi"},
-    "USE_SWIFT":    {"state/swift", "conf/swift.conf.tmpl", "conf/swift-proxy.conf.tmpl", "conf/swift-store.conf.tmpl",
-                     "conf/swift_store.py", "conf/swift.nft.tmpl", "objects", "objectstore", "swift"},
+    "USE_SWIFT":    {"state/swift", "state/conf/swift", "conf/swift.conf.tmpl", "conf/swift-proxy.conf.tmpl",
+                     "conf/swift-store.conf.tmpl", "conf/swift_store.py", "conf/swift.nft.tmpl",
+                     "objects", "objectstore", "swift"},
     "USE_EC2":      {"ec2", ("ec2api",), "conf/ec2api.conf.tmpl", "conf/ec2-paste.ini.tmpl", "conf/ec2_auth.py"},
     "CONSOLES":     {"novnc", "serial", "conf/consoles.nft.tmpl"},
     "TEST":         {"unit-tests"},
-    "USE_IPV6":     {"conf/nat6.nft.tmpl"},
+    "USE_IPV6":     {"conf/nat6.nft.tmpl", "conf/forward6.nft.tmpl"},
     "DIRECTORY":    {"state/conf/domains", "conf/keystone.ldap.conf.tmpl", "conf/tree.ldif.tmpl", "conf/demorc.tmpl",
                      "python3-ldap", "python3-pyasn1"},
     "DIRECTORY=slapd": {"state/ldap", "conf/slapd.conf.tmpl", "ldap"},
@@ -789,6 +802,7 @@ def values(cfg: Settings) -> dict[str, Any]:
     known = passwords(STATE)
     urls = {name: string.Template(url).safe_substitute(known) for name, url in DATABASE_URLS[cfg.USE_MYSQL].items()}
     machine = {"HOSTNAME": socket.gethostname(), "DATAPATH": "system" if has_kernel_datapath() else "netdev"}
+    machine["INTERFACES"] = ", ".join(f'"{name}"' for name in netifaces.interfaces() if name not in BRIDGES)
     machine |= {"CONFIG_DRIVE": str(not MANAGERS[cfg.NET_MAN].dhcp)}
     machine |= {"DISKS": "raw", "TAPS": "false"} if cfg.LIBVIRT_TYPE == "lxc" else {"DISKS": "default", "TAPS": "true"}
     machine |= {"HAS_DIRECTORY": str(bool(cfg.DIRECTORY)), "LDAP_NAME": cfg.LDAP_TREE.partition(",")[0].partition("=")[2]}
@@ -820,7 +834,7 @@ def write_file(path: Path, content: str | bytes, mode: int = 0o644, owner: str =
 
 def give(path: Path, owner: str) -> None:
     """Make it `owner`'s; "caller" is who called sudo."""
-    user = pwd.getpwnam(owner if owner != "caller" else ROOT)
+    user = pwd.getpwnam(owner.partition(":")[0] if owner != "caller" else ROOT)
     uid, gid = user.pw_uid, user.pw_gid
     if owner == "caller":
         uid, gid = int(os.environ.get("SUDO_UID", uid)), int(os.environ.get("SUDO_GID", gid))
@@ -1716,6 +1730,8 @@ def make_users() -> None:
         if not ask("getent", "passwd", user, default=""):
             home = ("--no-create-home", "--home-dir", "/nonexistent")
             do("useradd", "--system", "--user-group", *home, "--shell", "/usr/sbin/nologin", user)
+    if not ask("getent", "group", group := PRIVSEP.partition(":")[2], default=""):
+        do("groupadd", "--system", group)
 
 
 def link_modules(cfg: Settings) -> None:
@@ -1734,7 +1750,7 @@ def make_folders(cfg: Settings) -> None:
     for name, owner in rows(cfg, FOLDERS):
         (HOME / name).mkdir(parents=True, exist_ok=True)
         give(HOME / name, owner)
-        (HOME / name).chmod(0o700 if owner == USER else 0o711)
+        (HOME / name).chmod({USER: 0o700, PRIVSEP: 0o711}.get(owner, 0o755))
     plain = {k: v for k, v in asdict(cfg).items() if k not in (*SECRETS, "DIR")}
     write_file(STATE / "settings.json", json.dumps(plain, indent=1), 0o600)  # IMAGE's URL may hold a token
     known = passwords(STATE)
@@ -1777,7 +1793,15 @@ def install_plugin(site: Path) -> None:
         write_file(site / name, (HERE / "conf/sqlite" / name).read_bytes())
 
 
-WRITTEN_INTO_DATABASES = ("HOST_IP", "ADMIN_PASSWORD", "SERVICE_PASSWORD", "EC2_ACCESS_KEY", "EC2_SECRET_KEY", "CELL")
+WRITTEN_INTO_DATABASES = (
+    "HOST_IP",
+    "ADMIN_PASSWORD",
+    "SERVICE_PASSWORD",
+    "EC2_ACCESS_KEY",
+    "EC2_SECRET_KEY",
+    "CELL",
+    "VOLUMES_SIZE",
+)
 
 
 def make_databases(cfg: Settings) -> None:
@@ -1844,7 +1868,8 @@ def register_services(cfg: Settings) -> None:
     project = identity.create_project(name="service", domain_id="default")
     roles = [identity.find_role(name) or identity.create_role(name=name) for name in ("admin", "service")]
     for name, kind, url in rows(cfg, ENDPOINTS):
-        user = identity.create_user(name=name, domain_id="default", password=values(cfg)["SERVICE_PASSWORD"])
+        always = {"ignore_lockout_failure_attempts": True}  # whoever guesses (conf/keystone.conf.tmpl) does not stop the cloud
+        user = identity.create_user(name=name, domain_id="default", password=values(cfg)["SERVICE_PASSWORD"], options=always)
         for role in roles:
             identity.assign_project_role_to_user(project, user, role)
         service = identity.create_service(name=name, type=kind)
@@ -1894,6 +1919,8 @@ def fetch_image(cfg: Settings) -> None:
     """IMAGE is here, and is an image."""
     path, url = image_file(cfg), urllib.parse.urldefrag(cfg.IMAGE)
     if "://" in cfg.IMAGE and not path.exists():
+        if not url.fragment and url.url.startswith("http:"):
+            say(f"IMAGE={url.url}: nobody vouches for what comes by http; #sha256=HEX at its end would")
         with step(f"Download {url.url}"):
             part = path.with_suffix(".part")
             try:
@@ -2168,6 +2195,8 @@ def use_volumes(cfg: Settings) -> None:
             forgiven(do, "e2fsck", "-p", disk)
             do("e2fsck", "-p", disk)
         do("mount", "-o", "loop,discard,nosuid,nodev", disk, share)
+        # What cinder makes there as root it reads and writes by its group; QEMU comes through.
+        do("install", "--directory", "--mode=2771", f"--group={PRIVSEP.partition(':')[2]}", share)
 
 
 def has_iscsi() -> bool:
@@ -2230,9 +2259,10 @@ def create_bridges(cfg: Settings) -> None:
             use_bridge("br100", f"{fixed[-2]}/{fixed.prefixlen}")
         if cfg.FLAT_INTERFACE:
             join_interface(cfg.FLAT_INTERFACE)
-        switch("net.ipv4.ip_forward", "1")
         record("nft", "delete", "table", "ip", "nova_py")
         do("nft", "-f", CONF / "nat.nft")
+        if switch("net.ipv4.ip_forward", "1"):
+            do("nft", "-f", CONF / "forward.nft")
         if cfg.CONSOLES:
             do("nft", "-f", CONF / "consoles.nft")
         if cfg.USE_SWIFT:
@@ -2255,11 +2285,12 @@ def do_again(*command: object) -> None:
     do(*command)
 
 
-def switch(key: str, value: str) -> None:
-    """Set a kernel parameter, where the kernel has it; scrub puts it back."""
+def switch(key: str, value: str) -> bool:
+    """Set a kernel parameter, where the kernel has it; scrub puts it back. Was it another?"""
     if (was := ask("sysctl", "-n", key, default=value)) != value:
         record("sysctl", "-qw", f"{key}={was}")
         do("sysctl", "-qw", f"{key}={value}")
+    return was != value
 
 
 def join_interface(name: str) -> None:
@@ -2282,9 +2313,10 @@ def route_ipv6(cfg: Settings) -> None:
     for path in Path("/proc/sys/net/ipv6/conf").glob("*/forwarding"):  # the switch for all is one for each
         if path.parent.name != "all" and path.read_text().strip() == "1":
             record("sysctl", "-qw", f"net/ipv6/conf/{path.parent.name}/forwarding=1")
-    switch("net.ipv6.conf.all.forwarding", "1")
     record("nft", "delete", "table", "ip6", "nova_py")
     do("nft", "-f", CONF / "nat6.nft")
+    if switch("net.ipv6.conf.all.forwarding", "1"):
+        do("nft", "-f", CONF / "forward6.nft")
     public = ranges_v6(cfg)[1]
     do_again("ip", "address", "replace", f"{public[1]}/64", "dev", "br-ex", "nodad")
 
@@ -2825,7 +2857,7 @@ def main(arguments: list[str]) -> int:
 def prepare_folder(cfg: Settings, verb: str) -> None:
     """DIR is there, or is made by the verbs that may; its log begins; the private mounts are in place."""
     if verb in OF_A_CLOUD and not (cfg.DIR / "state").exists():
-        raise Failure(f"no cloud in {cfg.DIR}", f"go to the folder where it was made, or name it: nova.py {verb} DIR")
+        raise Failure(f"no cloud in {legible(cfg.DIR)}", f"go to the folder where it was made, or name it: nova.py {verb} DIR")
     if os.path.lexists(state := cfg.DIR / "state") and (state.is_symlink() or state.stat().st_uid != 0):
         raise Failure(f"Refusing to use {cfg.DIR}/state (it is not root's, so it may hold anything)", "remove it first")
     if verb == "status":

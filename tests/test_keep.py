@@ -137,9 +137,8 @@ def test_another_user_is_entered_by_setpriv(keep: Keep, tmp_path: Path) -> None:
     setpriv.chmod(0o755)
     process = keep("exit 0", user="nova-py")
     eventually(lambda: (tmp_path / "who").exists() and (tmp_path / "who").read_text())
-    assert (
-        (tmp_path / "who").read_text().startswith("--pdeathsig=TERM --reuid=nova-py --regid=nova-py --init-groups /bin/bash -c")
-    )
+    who = "--pdeathsig=TERM --reuid=nova-py --regid=nova-py --groups=nova-py /bin/bash -c"
+    assert (tmp_path / "who").read_text().startswith(who)
     process.terminate()
     ends(process)
 

@@ -174,8 +174,8 @@ def test_routers_that_were_heard_are_heard_before_forwarding_is_on(cfg: nova.Set
     assert recorded()[-4:] == [
         "sysctl -qw net/ipv6/conf/eth0/accept_ra=1",
         "sysctl -qw net/ipv6/conf/eth1/forwarding=1",
-        "sysctl -qw net.ipv6.conf.all.forwarding=0",
         "nft delete table ip6 nova_py",
+        "sysctl -qw net.ipv6.conf.all.forwarding=0",
     ]
     calls = bridged.called()
     assert calls.index("sysctl -qw net/ipv6/conf/eth0/accept_ra=2") < calls.index("sysctl -qw net.ipv6.conf.all.forwarding=1")

@@ -32,7 +32,7 @@ ANYWHERE = r"0\.0\.0\.0|\[::\]|=\s*::|listen\w*\s*=\s*\*"
 def made(cfg: nova.Settings, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> nova.Settings:
     """A cloud's folder with every file in it, those that only a setting asks for as well."""
     monkeypatch.setattr(nova, "ONLY_WITH", {})
-    for name in ("libvirt/hooks", "tgt"):
+    for name in ("libvirt/hooks", "tgt", "sudoers.d"):
         machine.path(f"/etc/{name}").mkdir(parents=True)
     nova.make_folders(cfg)
     nova.write_config(dataclasses.replace(cfg, USE_IPV6=True))

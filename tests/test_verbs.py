@@ -61,6 +61,7 @@ def installable(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
         "apt-get",
         "dpkg",
         "useradd",
+        "groupadd",
         "setpriv",
         "mariadb",
         "deb-systemd-helper",
@@ -241,7 +242,7 @@ def test_install_again_changes_nothing(installable: Machine, in_order: None) -> 
     assert nova.main(["install", folder(installable)]) == 0
     all_there(installable)
     assert nova.main(["install", folder(installable)]) == 0
-    looks = ("mount ", "screen -ls", "dpkg-query ", "getent passwd ", "mariadbd --version")
+    looks = ("mount ", "screen -ls", "dpkg-query ", "getent ", "mariadbd --version")
     assert [line for line in installable.called() if not line.startswith(looks)] == []
 
 
@@ -384,9 +385,11 @@ def test_folders_have_their_owner_and_services_folders_are_private(
     monkeypatch.setattr(nova, "ONLY_WITH", {})
     nova.make_folders(cfg)
     folders = nova.rows(cfg, nova.FOLDERS)
-    assert {name: machine.owners[f"/run/nova.py/{name}"] for name, _ in folders} == dict(folders)
+    assert {name: machine.owners[f"/run/nova.py/{name}"] for name, _ in folders} == {
+        name: owner.partition(":")[0] for name, owner in folders
+    }
     modes = {(owner, (nova.HOME / name).stat().st_mode & 0o777) for name, owner in folders}
-    assert modes == {(nova.USER, 0o700), (nova.ROOT, 0o711)}
+    assert modes == {(nova.USER, 0o700), (nova.ROOT, 0o755), (nova.PRIVSEP, 0o711)}
 
 
 def test_passwords_are_made_once_and_a_chosen_one_replaces(cfg: nova.Settings) -> None:
@@ -399,7 +402,8 @@ def test_passwords_are_made_once_and_a_chosen_one_replaces(cfg: nova.Settings) -
 
 
 def test_keys_of_keystone_are_made_once(cfg: nova.Settings, machine: Machine) -> None:
-    machine.path("/etc/libvirt").mkdir()
+    for name in ("libvirt", "sudoers.d"):
+        machine.path(f"/etc/{name}").mkdir()
     nova.make_folders(cfg)
     nova.write_config(cfg)
     keys = {p: p.read_bytes() for p in nova.STATE.glob("keystone/*/*")}
@@ -626,7 +630,7 @@ def test_bridges(cfg: nova.Settings, fake: Fake, machine: Machine, expect: Expec
     undo = [f"ip link delete {name}" for name in ("br-ex", "br100", "br-int", "ovs-netdev")]
     undo += ["ovs-dpctl del-dp system@ovs-system"] * (datapath == "kernel")
     assert (nova.STATE / "record").read_text().splitlines() == [
-        *undo, "sysctl -qw net.ipv4.ip_forward=0", "nft delete table ip nova_py",
+        *undo, "nft delete table ip nova_py", "sysctl -qw net.ipv4.ip_forward=0",
     ]  # fmt: skip
 
 

@@ -74,7 +74,15 @@ def test_without_volumes_nothing_of_cinder_is_there(cfg: nova.Settings) -> None:
 def test_volumes_as_files(volumes: nova.Settings, cfg: nova.Settings) -> None:
     assert not volumes.VOLUMES_LVM
     windows = {"volume-api", "volume-sched", "volume"}
-    rest = {"state/cinder", "state/volumes", "conf/cinder.conf.tmpl", "('cinder',)", "cinder", "volumes"}
+    rest = {
+        "state/cinder",
+        "state/volumes",
+        "conf/cinder.conf.tmpl",
+        "conf/rootwrap.conf.tmpl",
+        "('cinder',)",
+        "cinder",
+        "volumes",
+    }
     assert added(volumes, cfg) == windows | rest | {"nfs-common", "e2fsprogs"}
 
 
@@ -121,7 +129,7 @@ def test_the_backend_is_the_one_that_the_kernel_can(
 
 
 def test_the_room_for_volumes_is_a_file_of_their_size(volumes: nova.Settings, machine: Machine) -> None:
-    for name in ("truncate", "mkfs.ext4", "mount"):
+    for name in ("truncate", "mkfs.ext4", "mount", "install"):
         machine.fake(name)
     nova.make_volumes(volumes)
     place = "/run/nova.py/state/volumes"
@@ -129,6 +137,7 @@ def test_the_room_for_volumes_is_a_file_of_their_size(volumes: nova.Settings, ma
         f"truncate --size=10314M {place}/disk",
         f"mkfs.ext4 -q -m 0 -O '^has_journal,^resize_inode' -T largefile4 {place}/disk",
         f"mount -o loop,discard,nosuid,nodev {place}/disk {place}/local:/share",
+        f"install --directory --mode=2771 --group=nova-py-root {place}/local:/share",
     ]
     assert (nova.STATE / "volumes/disk").stat().st_mode & 0o777 == 0o600
     assert not (nova.STATE / "record").exists()
