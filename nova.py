@@ -1047,7 +1047,7 @@ def mounts() -> Seen:
 
 def said_by(program: str, *words: str) -> Seen | None:
     """How often each line was said, counters and comments aside; None where the program is not installed."""
-    if not shutil.which(program, path=PLAIN["PATH"]):
+    if not shutil.which(program):
         return None
     said = [re.sub(r" \[\d+:\d+\]$|^#.*", "", line) for line in ask(program, *words, default="").splitlines()]
     return {line: str(count) for line, count in collections.Counter(said).items()}
@@ -1069,7 +1069,7 @@ LOOKS: dict[str, Callable[[], Seen | None]] = {
     "packages":   package_states,
     "users":      lambda: {line.partition(":")[0]: line for line in lines_of("/etc/passwd")},
     "groups":     lambda: {line.partition(":")[0]: line for line in lines_of("/etc/group")},
-    "/etc":       lambda: {str(path): file_state(path) for path in Path("/etc").rglob("*") if not RENEWED.search(str(path))},
+    "files":      lambda: {str(path): file_state(path) for path in Path("/etc").rglob("*") if not RENEWED.search(str(path))},
     "folders":    lambda: {str(path): "" for top in TOPS for path in Path(top).glob("*") if path != MACHINE},
     "interfaces": lambda: contents("sys/class/net/*/flags"),
     "addresses":  addresses,
@@ -1085,7 +1085,7 @@ LOOKS: dict[str, Callable[[], Seen | None]] = {
     "ports":      listening,
     "processes":  lambda: {f"process {each.pid}": cloud for each in psutil.process_iter() if (cloud := cloud_of(each.pid))},
 }  # fmt: skip
-OF_PACKAGES = ("packages", "users", "groups", "/etc", "folders")  # what packages bring
+OF_PACKAGES = ("packages", "users", "groups", "files", "folders")  # what packages bring
 
 
 def look_at_machine(names: Sequence[str] = tuple(LOOKS)) -> dict[str, Seen | None]:
@@ -1100,7 +1100,8 @@ def kept(path: Path) -> dict[str, Any]:
 
 def keep_look(cfg: Settings, before: dict[str, Seen | None], made: list[Path]) -> None:
     """For uninstall: how the machine was before the first command of all, and that DIR has a cloud, made with these folders."""
-    do("mkdir", "--mode=700", "--parents", MACHINE)
+    if not MACHINE.exists():
+        do("mkdir", "--mode=700", "--parents", MACHINE)
     if not BEFORE.exists():
         write_file(BEFORE, json.dumps(before), 0o600)
     for folder in reversed(made):
@@ -2705,7 +2706,9 @@ def remove_packages() -> None:
     with step(f"Remove {len(names)} packages"):
         wait_for("dpkg (another program is at work)", dpkg_is_free, 300)
         stay = needed(names)
-        for verb, those in (("--remove", names - stay.keys()), ("--purge", names - stay.keys() - was.keys())):
+        gone = names - stay.keys()
+        known = gone & was.keys()  # removed earlier, their configuration kept: it is kept again
+        for verb, those in (("--remove", gone if known else ()), ("--purge", gone - known)):
             if those:
                 do("dpkg", verb, "--force-remove-reinstreq", *sorted(those), env=QUIET)
         for name, who in sorted(stay.items()):
@@ -2734,7 +2737,7 @@ def needed(names: set[str]) -> dict[str, str]:
 def remove_leftovers(brought: dict[str, list[str]]) -> None:
     """What Debian's packages leave behind: files in /etc, folders below /var, users and groups."""
     was, remove = kept(BEFORE), ("rm", "--recursive", "--force", "--one-file-system")
-    for what, command in (("/etc", remove), ("folders", remove), ("users", ("userdel",)), ("groups", ("groupdel",))):
+    for what, command in (("files", remove), ("folders", remove), ("users", ("userdel",)), ("groups", ("groupdel",))):
         now = LOOKS[what]() or {}
         for name in sorted(brought[what], reverse=True):
             if name in now and name not in was[what]:
@@ -2804,6 +2807,7 @@ def main(arguments: list[str]) -> int:
             return 0
         for word in rest[: most - 1]:
             source_from(word)  # refused before DIR is made
+        os.environ["XDG_CACHE_HOME"] = f"{STATE}/cache"  # not ~/.cache, which is the caller's
         os.environ["no_proxy"] = f"127.0.0.1,{cfg.HOST_IP},{os.environ.get('no_proxy', '')}"
         # run is not at work while its session is shown, and status disturbs nobody
         with contextlib.nullcontext() if verb in ("run", "status") else only_one(verb), BARS:
@@ -2823,8 +2827,8 @@ def main(arguments: list[str]) -> int:
 
 def prepare_folder(cfg: Settings, verb: str) -> None:
     """DIR is there, or is made by the verbs that may; its log begins; the private mounts are in place."""
-    if verb == "uninstall" and not (cfg.DIR / "state").exists():  # it may have come so far before
-        return
+    if verb == "uninstall" and not (cfg.DIR / "state").exists() and (not MACHINE.exists() or str(cfg.DIR) in kept(CLOUDS)):
+        return  # it came so far before
     if verb in OF_A_CLOUD and not (cfg.DIR / "state").exists():
         raise Failure(f"no cloud in {cfg.DIR}", f"go to the folder where it was made, or name it: nova.py {verb} DIR")
     if os.path.lexists(state := cfg.DIR / "state") and (state.is_symlink() or state.stat().st_uid != 0):

@@ -229,7 +229,7 @@ class Machine:
         return f'case "$1$3" in --bind{self.root}/*) {bind};; esac; exit 0'
 
     def line(self, environment: str, words: str, text: str) -> str:
-        own = {"PATH", "LC_ALL", "no_proxy", "COLUMNS", "LINES", "PYTEST_CURRENT_TEST"}
+        own = {"PATH", "LC_ALL", "XDG_CACHE_HOME", "no_proxy", "COLUMNS", "LINES", "PYTEST_CURRENT_TEST"}
         added = [f"{n}={shlex.quote(v)}" for n, _, v in (e.partition("=") for e in environment.split("\x1f")[:-1])
                  if n not in own]  # fmt: skip
         line = " ".join([*sorted(added), shlex.join(words.split("\x1f")[:-1])])
@@ -279,6 +279,10 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
     """The faked machine; nova.py sees no other one."""
     machine = Machine(tmp_path)
     monkeypatch.setattr(nova, "HOME", machine.path(nova.HOME))
+    machine.fake("dpkg-query")
+    for name in ("mkdir", "rm", "rmdir"):  # what they change is of this machine
+        inside = f'for word; do case $word in -*|{tmp_path}/*) ;; *) exit 99;; esac; done'
+        machine.fake(name, f'{inside}; exec /bin/{name} "$@"')
     for name, value in vars(nova).copy().items():
         if name.isupper() and name not in ("HERE",) and (new := moved(value, machine)) != value:
             monkeypatch.setattr(nova, name, new)
@@ -310,6 +314,11 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
         nova.log.removeHandler(handler)
         handler.close()
     nova.cloud.cache_clear()
+
+
+def recorded() -> list[str]:
+    """The commands on record."""
+    return [line.rpartition("  # ")[0] for line in nova.recorded()]
 
 
 def command(machine: Machine, self: sh.Command, path: str, *rest: Any) -> None:

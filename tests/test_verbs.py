@@ -21,7 +21,7 @@ import pytest
 
 import nova
 
-from .conftest import EXPECTED, Leak, Machine
+from .conftest import EXPECTED, Leak, Machine, recorded
 
 Fake = Callable[..., None]
 Expect = Callable[[str], None]
@@ -57,6 +57,7 @@ def installable(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
     for name, script in scripts.items():
         machine.fake(name, script)
     quiet = [
+        "cp",
         "chmod",
         "apt-get",
         "dpkg",
@@ -299,7 +300,7 @@ def test_services_of_new_packages_do_not_start_and_those_that_were_enabled_are_d
         "DPKG_MAINTSCRIPT_PACKAGE=nova.py deb-systemd-helper disable new.service"
     ]
     assert not nova.POLICY.exists()
-    assert not nova.INSTALLED_BEFORE.exists()
+    assert not nova.INSTALLING.exists()
 
 
 def test_an_init_script_without_a_unit_does_not_start_at_the_next_boot(enabling: Path, machine: Machine) -> None:
@@ -323,7 +324,7 @@ def test_packages_cut_off_are_finished_by_the_next_call(enabling: Path, machine:
     machine.put("/srv/packages", "\n".join(["screen", "mine", "new", "idle", *nova.distribution()["packages"], ""]))
     nova.install_packages(set(nova.distribution()["packages"]))
     assert machine.called()[-1] == "DPKG_MAINTSCRIPT_PACKAGE=nova.py deb-systemd-helper disable new.service"
-    assert not nova.INSTALLED_BEFORE.exists()
+    assert not nova.INSTALLING.exists()
     machine.calls.unlink()
     nova.install_packages(set(nova.distribution()["packages"]))
     assert [line for line in machine.called() if not line.startswith("dpkg-query --show ")] == []
@@ -336,7 +337,7 @@ def test_a_machine_without_systemd_has_nothing_to_disable(cfg: nova.Settings, in
     installable.fake("apt-get", f'[ "${{!#}}" = update ] || echo new >>{installable.path("/srv/packages")}')
     nova.install_packages(set(nova.distribution()["packages"]))
     assert "--listfiles new" in installable.transcript()
-    assert not nova.INSTALLED_BEFORE.exists()
+    assert not nova.INSTALLING.exists()
 
 
 def test_what_was_installed_before_is_not_touched_by_an_upgrade(enabling: Path, machine: Machine) -> None:
@@ -370,6 +371,7 @@ def test_libvirts_python_alone_is_seen_of_the_distributions(branched: nova.Setti
 
 def test_users_that_are_there_are_not_made_again(cfg: nova.Settings, installable: Machine) -> None:
     installable.fake("getent", f"[ $2 = {nova.USER} ] && echo there")
+    nova.MACHINE.mkdir(parents=True)
     nova.make_users()
     made = [line for line in installable.called() if line.startswith("useradd")]
     assert [line.split()[-1] for line in made] == [nova.GUEST_USER]
@@ -625,8 +627,8 @@ def test_bridges(cfg: nova.Settings, fake: Fake, machine: Machine, expect: Expec
     expect(f"bridges-{datapath}")
     undo = [f"ip link delete {name}" for name in ("br-ex", "br100", "br-int", "ovs-netdev")]
     undo += ["ovs-dpctl del-dp system@ovs-system"] * (datapath == "kernel")
-    assert (nova.STATE / "record").read_text().splitlines() == [
-        *undo, "sysctl -qw net.ipv4.ip_forward=0", "nft delete table ip nova_py",
+    assert recorded() == [
+        "modprobe --remove openvswitch", *undo, "sysctl -qw net.ipv4.ip_forward=0", "nft delete table ip nova_py",
     ]  # fmt: skip
 
 
@@ -884,9 +886,10 @@ def test_a_session_is_addressed_so_that_no_other_could_be_meant(cfg: nova.Settin
 @pytest.fixture
 def traces(made: Machine, fake: Fake) -> Machine:
     """A machine on which a cloud left its record, two taps and a domain; the other devices are somebody else's."""
-    made.put(
-        "/home/me/nova/state/record", "ip link delete br-ex\nsysctl -qw net.ipv4.ip_forward=0\nnft delete table ip nova_py\n"
-    )
+    lines = ("ip link delete br-ex", "sysctl -qw net.ipv4.ip_forward=0", "nft delete table ip nova_py")
+    made.put("/home/me/nova/state/record")
+    for line in lines:
+        nova.record(*line.split(), path=made.path("/home/me/nova/state/record"))
     made.put("/home/me/nova/state/libvirt/etc/qemu/instance-1.xml")
     for name, address, tap in (
         ("tap1", "fa:6e:70:00:00:01", True), ("tap2", "fe:16:3e:00:00:01", True), ("br0", "fa:6e:70:00:00:02", False),
@@ -923,7 +926,7 @@ def test_the_record_is_undone_last_first_and_a_failure_does_not_stop_it(cfg: nov
         nova.record(*line)
     nova.undo_recorded()
     assert machine.called() == ["three", "two 'two words'", "one 1"]
-    assert (nova.STATE / "record").read_text() == ""
+    assert recorded() == []
 
 
 def test_a_line_of_the_record_that_was_cut_off_stops_nothing(traces: Machine) -> None:
@@ -952,7 +955,7 @@ def test_an_undoing_that_is_cut_off_goes_on_where_it_was(
     monkeypatch.setattr(nova, "forgiven", lambda *words: tried(*words) if words[1] == "two" else interrupt())
     with pytest.raises(KeyboardInterrupt):
         nova.undo_recorded()
-    assert (nova.STATE / "record").read_text() == "one\n"
+    assert recorded() == ["one"]
 
 
 def interrupt() -> None:
