@@ -1013,7 +1013,7 @@ def contents(*patterns: str) -> Seen:
 def package_states() -> Seen:
     """Every package that dpkg knows, and its state."""
     said = ask("dpkg-query", "--show", "--showformat", "${db:Status-Status} ${Package}\n", default="").splitlines()
-    return {name: state for state, name in map(str.split, said) if state != "not-installed"}
+    return {name: state for state, name in map(str.split, sorted(said)) if state != "not-installed"}
 
 
 def file_state(path: Path) -> str:
@@ -2059,8 +2059,7 @@ def unpack_novnc(cfg: Settings) -> None:
         with step("Unpack noVNC's page"):
             shutil.rmtree(page, ignore_errors=True)
             page.mkdir()
-            apt = ("apt-get", "--config-file", APT_CONFIG, "-qq")
-            do(*apt, "download", "-o", "APT::Sandbox::User=root", "novnc", cwd=page, hint=NETWORK)
+            do("apt-get", "download", "-qq", "--config-file", APT_CONFIG, "-o", "APT::Sandbox::User=root", "novnc", cwd=page, hint=NETWORK)
             do("dpkg-deb", "--extract", *page.glob("*.deb"), page)
 
     make_once(page / "made-from", platform.freedesktop_os_release()["VERSION_ID"], unpack)
@@ -2698,8 +2697,7 @@ def uninstall(cfg: Settings, keep: str = "") -> None:
 def remove_packages() -> None:
     """Packages that came for clouds go, with what they leave behind; those that others need by now stay."""
     remove_policy()
-    if INSTALLING.exists():  # an install that was cut off
-        forgiven(do, "dpkg", "--configure", "-a", env=QUIET)
+    if INSTALLING.exists():  # an install that was cut off: what is not configured stays so, or it would start services
         note_brought()
     brought, was, now = kept(BROUGHT), kept(BEFORE)["packages"], package_states()
     names = {name for name in brought.get("packages", ()) if name in now and was.get(name) != "installed"}

@@ -304,8 +304,9 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
     monkeypatch.setattr(nova, "LOG_FILE", [])
     for name in list(os.environ):
         monkeypatch.delenv(name)
-    monkeypatch.setenv("no_proxy", "")  # so that what nova.py puts there is gone after the test
-    monkeypatch.delenv("no_proxy")
+    for name in ("no_proxy", "XDG_CACHE_HOME"):  # so that what nova.py puts there is gone after the test
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
     monkeypatch.setenv("PATH", str(machine.commands))
     monkeypatch.setattr(sh.Command, "__init__", lambda *a, **k: command(machine, *a, **k))
     monkeypatch.setattr(GUARD, "folder", tmp_path)

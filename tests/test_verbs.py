@@ -46,6 +46,7 @@ def installable(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
     ready = lambda place: ("keystone.wsgi" if ":5000" in place else "mariadbd") in machine.transcript()
     monkeypatch.setattr(nova, "answers", ready)
     monkeypatch.setattr(nova, "register_services", lambda cfg: machine.fake("registered") or nova.do("registered"))
+    nova.MACHINE.mkdir(parents=True)
     machine.put("/srv/packages", "screen\n")
     machine.put("/usr/lib/python3/dist-packages/libvirt.py")
     machine.put("/usr/lib/python3/dist-packages/libvirtmod.so")
@@ -258,7 +259,7 @@ def test_novncs_page_is_unpacked_once_and_only_where_consoles_are_asked_for(
     for _ in "ab":
         assert nova.main(["install", folder(installable)]) == 0
         assert asked() == [
-            "apt-get download -qq -o APT::Sandbox::User=root novnc",
+            "apt-get download -qq --config-file /run/nova.py/state/cache/apt/conf -o APT::Sandbox::User=root novnc",
             "dpkg-deb --extract /run/nova.py/state/novnc/novnc_1_all.deb /run/nova.py/state/novnc",
         ]
 
@@ -323,7 +324,7 @@ def test_packages_cut_off_are_finished_by_the_next_call(enabling: Path, machine:
     machine.fake("apt-get")
     machine.put("/srv/packages", "\n".join(["screen", "mine", "new", "idle", *nova.distribution()["packages"], ""]))
     nova.install_packages(set(nova.distribution()["packages"]))
-    assert machine.called()[-1] == "DPKG_MAINTSCRIPT_PACKAGE=nova.py deb-systemd-helper disable new.service"
+    assert machine.called()[-2] == "DPKG_MAINTSCRIPT_PACKAGE=nova.py deb-systemd-helper disable new.service"
     assert not nova.INSTALLING.exists()
     machine.calls.unlink()
     nova.install_packages(set(nova.distribution()["packages"]))
@@ -371,7 +372,6 @@ def test_libvirts_python_alone_is_seen_of_the_distributions(branched: nova.Setti
 
 def test_users_that_are_there_are_not_made_again(cfg: nova.Settings, installable: Machine) -> None:
     installable.fake("getent", f"[ $2 = {nova.USER} ] && echo there")
-    nova.MACHINE.mkdir(parents=True)
     nova.make_users()
     made = [line for line in installable.called() if line.startswith("useradd")]
     assert [line.split()[-1] for line in made] == [nova.GUEST_USER]
@@ -544,7 +544,7 @@ def test_run_detached(runnable_installed: Machine, expect: Expect, capsys: pytes
 def test_run_detached_alone_installs_what_is_missing(runnable: Machine) -> None:
     assert nova.main(["run_detached", folder(runnable)]) == 0
     calls = " ".join(runnable.called())
-    steps = ("tar --extract", "apt-get", "uv --quiet", "useradd", "mariadb-install-db", "build.py", "cp --archive", "nft -f")
+    steps = ("tar --extract", "apt-get", "uv --quiet", "useradd", "mariadb-install-db", "build.py", "--sparse=always", "nft -f")
     assert sorted(steps, key=calls.index) == list(steps)
 
 
