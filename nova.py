@@ -2718,8 +2718,8 @@ def remove_packages() -> None:
 def needed(names: set[str]) -> dict[str, str]:
     """Those of these packages that others need by now, and who: a process that runs from one, or a package, as dpkg sees it."""
     stay, running = dict[str, str](), dict[str, str]()
-    for each in psutil.process_iter(["name"]):
-        program = os.path.realpath(f"/proc/{each.pid}/exe")
+    for each in psutil.process_iter(["name", "exe"]):
+        program = each.info["exe"] or ""  # dpkg may know it without /usr
         running |= dict.fromkeys((program, program.removeprefix("/usr")), f"{each.info['name']} (process {each.pid})")
     for owner, program in re.findall(r"^([^:,\s]+).*: (/.*)$", ask("dpkg-query", "--search", *running, ok=(0, 1)), re.M):
         if owner in names:
@@ -2744,10 +2744,10 @@ def remove_leftovers(brought: dict[str, list[str]]) -> None:
 
 def remove_folder(cfg: Settings, tops: list[str], keep: str) -> None:
     """DIR goes, but for a tree that has changes, and for what keep asks to keep."""
-    LOG_FILE.clear()
+    places = [cfg.DIR / name for name in {*OWN, *tops} - {"state"}]
+    places += [path for path in (cfg.DIR / "state").glob("*") if not keep or path.name != "cache"]
     with step(f"Remove {cfg.DIR}"):
-        places = [cfg.DIR / name for name in {*OWN, *tops} - {"state"}]
-        places += [path for path in (cfg.DIR / "state").glob("*") if not keep or path.name != "cache"]
+        LOG_FILE.clear()
         do("rm", "--recursive", "--force", "--one-file-system", *sorted(places))
         for path in (cfg.DIR / "state", cfg.DIR):
             if path.is_dir() and not list(path.iterdir()):
