@@ -993,6 +993,7 @@ def cloud(cfg: Settings) -> Any:
 # Kept for all clouds of this machine: how it was before the first command; what undoes what was done to it; the folders of
 # its clouds; what came with packages; and, while these are being installed, how it was before them.
 MACHINE = Path("/var/lib/nova.py")
+LOCK = Path("/run/nova.py.lock")  # held by the one nova.py that is at work
 BEFORE, UNDOES, CLOUDS = MACHINE / "before.json", MACHINE / "record", MACHINE / "clouds.json"
 BROUGHT, INSTALLING = MACHINE / "brought.json", MACHINE / "installing.json"
 
@@ -2679,7 +2680,8 @@ def uninstall(cfg: Settings, keep: str = "") -> None:
     others = [folder for folder in kept(CLOUDS) if folder != str(cfg.DIR) and Path(folder, "state/tree.json").exists()]
     if not others and BEFORE.exists():
         remove_packages()
-    remove_folder(cfg, [] if lost else tops, keep)
+    if cfg.DIR.exists():
+        remove_folder(cfg, [] if lost else tops, keep)
     if lost:
         say(f"Your {len(lost)} changes stay in {cfg.DIR}: {', '.join(lost[:5])}")
     if others:
@@ -2689,7 +2691,7 @@ def uninstall(cfg: Settings, keep: str = "") -> None:
     undo_recorded(UNDOES)
     if BEFORE.exists():
         compare(earlier)
-    do("rm", "--recursive", "--force", MACHINE, "/run/nova.py.lock")
+    do("rm", "--recursive", "--force", MACHINE, LOCK)
     if not keep:  # last: this program runs from it
         do("rm", "--recursive", "--force", HERE / ".tool.lock", TOOL)
 
@@ -2856,7 +2858,7 @@ def prepare_folder(cfg: Settings, verb: str) -> None:
 @contextlib.contextmanager
 def only_one(verb: str) -> Iterator[None]:
     """Two at once: the second is refused."""
-    with open(os.open("/run/nova.py.lock", os.O_RDWR | os.O_CREAT, 0o600), "r+") as lock:
+    with open(os.open(LOCK, os.O_RDWR | os.O_CREAT, 0o600), "r+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
