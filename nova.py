@@ -507,6 +507,7 @@ MANAGERS = {
     "FlatManager":     Manager({"provider_network_type": "flat", "is_shared": True}, dhcp=False, host=True),
 }
 BRIDGES = ("br-ex", "br100", "br-int", "ovs-netdev")  # interfaces that a cloud makes, instances' taps aside
+GROUP = 0x6E70  # the group of links that they are in
 
 # name,     id,  MiB,   GiB, CPUs
 FLAVORS = (
@@ -1426,8 +1427,17 @@ def check_machine(cfg: Settings) -> None:
     url = urllib.parse.urlsplit(cfg.LDAP_URL)
     if cfg.DIRECTORY == "yours" and not answers(f"{url.hostname}:{url.port or {'ldap': 389, 'ldaps': 636}[url.scheme]}"):
         raise Failure(f"LDAP_URL={cfg.LDAP_URL}: nobody answers there", code=2)
-    if taken := {*BRIDGES, "ovs-system"} & set(netifaces.interfaces()):
-        raise Failure(f"this machine has an interface {taken.pop()}, and a cloud makes its own", "remove it first")
+    if taken := sorted({*BRIDGES, "ovs-system"} & set(netifaces.interfaces())):
+        raise Failure(f"this machine has an interface {taken[0]}{holder(taken[0])}, and a cloud makes its own", "remove it first")
+
+
+def holder(tap: str) -> str:
+    """Whose it is, where it is a program's."""
+    for file in Path("/proc").glob("[0-9]*/fdinfo/*"):
+        with contextlib.suppress(OSError, psutil.Error):  # it has ended
+            if f"iff:\t{tap}\n" in file.read_text():
+                return f" (of {psutil.Process(int(file.parts[-3])).name()}, pid {file.parts[-3]})"
+    return ""
 
 
 def check_attributes(place: Path) -> None:
@@ -2060,7 +2070,18 @@ def unpack_novnc(cfg: Settings) -> None:
         with step("Unpack noVNC's page"):
             shutil.rmtree(page, ignore_errors=True)
             page.mkdir()
-            do("apt-get", "download", "-qq", "--config-file", APT_CONFIG, "-o", "APT::Sandbox::User=root", "novnc", cwd=page, hint=NETWORK)
+            do(
+                "apt-get",
+                "download",
+                "-qq",
+                "--config-file",
+                APT_CONFIG,
+                "-o",
+                "APT::Sandbox::User=root",
+                "novnc",
+                cwd=page,
+                hint=NETWORK,
+            )
             do("dpkg-deb", "--extract", *page.glob("*.deb"), page)
 
     make_once(page / "made-from", platform.freedesktop_os_release()["VERSION_ID"], unpack)
@@ -2226,12 +2247,12 @@ def create_bridges(cfg: Settings) -> None:
         if not has_kernel_datapath():
             record("modprobe", "--remove", "openvswitch")
             forgiven(do, "modprobe", "openvswitch")
-        for device in BRIDGES:
-            record("ip", "link", "delete", device)
+        record("ip", "link", "delete", "group", GROUP)
         if has_kernel_datapath():
             record("ovs-dpctl", "del-dp", "system@ovs-system")
         bridges = shlex.split(render((HERE / "conf/bridges.tmpl").read_text(), cfg), comments=True)
         do("ovs-vsctl", f"--db={PATHS['OVSDB']}", *bridges)
+        mark_bridges()
         floating, fixed = ipaddress.IPv4Network(cfg.FLOATING_RANGE), ipaddress.IPv4Network(cfg.FIXED_RANGE)
         use_bridge("br-ex", f"{floating[1]}/{floating.prefixlen}")
         if MANAGERS[cfg.NET_MAN].host:
@@ -2247,6 +2268,13 @@ def create_bridges(cfg: Settings) -> None:
             do("nft", "-f", CONF / "swift.nft")
         if cfg.USE_IPV6:
             route_ipv6(cfg)
+
+
+def mark_bridges() -> None:
+    """Ours are in a group of links, by which they are taken back: by then one of that name may be somebody else's."""
+    for device in BRIDGES:
+        if Path(f"/sys/class/net/{device}").exists():
+            forgiven(do, "ip", "link", "set", device, "group", GROUP)
 
 
 def use_bridge(name: str, address: str) -> None:
@@ -2619,6 +2647,8 @@ def clean(cfg: Settings) -> None:
 
 def take_down(cfg: Settings) -> None:
     """End windows and guests, OpenStack before what it stands on; then whatever of ours is still there."""
+    if "ovs-vswitchd" in [process.name() for process in processes()]:  # a run that was cut off before it marked them
+        mark_bridges()
     stages = [[s.window for s in CONTROL + WORKERS], [s.window for s in SERVERS]]
     for windows in stages:
         keepers = {int(p.read_text()) for w in windows if (p := STATE / f"run/{w}.pid").exists()}

@@ -281,7 +281,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
     monkeypatch.setattr(nova, "HOME", machine.path(nova.HOME))
     machine.fake("dpkg-query")
     for name in ("mkdir", "rm", "rmdir"):  # what they change is of this machine
-        inside = f'for word; do case $word in -*|{tmp_path}/*) ;; *) exit 99;; esac; done'
+        inside = f"for word; do case $word in -*|{tmp_path}/*) ;; *) exit 99;; esac; done"
         machine.fake(name, f'{inside}; exec /bin/{name} "$@"')
     for name, value in vars(nova).copy().items():
         if name.isupper() and name not in ("HERE",) and (new := moved(value, machine)) != value:

@@ -158,7 +158,7 @@ def test_a_spare_interface_joins_and_is_given_back(
     assert calls[first + 1 : first + 3] == [
         "ip link set eth2 up", "ovs-vsctl --db=unix:/run/nova.py/state/ovs/db.sock add-port br100 eth2",
     ]  # fmt: skip
-    assert recorded()[5:7] == [f"ip link set eth2 {was}", "sysctl -qw net/ipv6/conf/eth2/disable_ipv6=0"]
+    assert recorded()[2:4] == [f"ip link set eth2 {was}", "sysctl -qw net/ipv6/conf/eth2/disable_ipv6=0"]
 
 
 def test_routers_that_were_heard_are_heard_before_forwarding_is_on(cfg: nova.Settings, bridged: Machine, fake: Fake) -> None:

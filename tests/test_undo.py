@@ -87,7 +87,9 @@ def test_every_look_is_of_this_machine_and_kept_as_json(machine: Machine, monkey
     machine.put("/etc/passwd-", "renewed by useradd")
     machine.put("/etc/passwd", "root:x:0:0:root:/root:/bin/bash\n")
     machine.put("/sys/class/net/br9/flags", "0x1003\n")
-    machine.put(f"/proc/{os.getppid()}/mountinfo", "1 2 3:4 / /srv rw - ext4 /dev/sda rw\n1 2 3:4 / /run/user/0 rw - tmpfs tmpfs rw\n")
+    machine.put(
+        f"/proc/{os.getppid()}/mountinfo", "1 2 3:4 / /srv rw - ext4 /dev/sda rw\n1 2 3:4 / /run/user/0 rw - tmpfs tmpfs rw\n"
+    )
     monkeypatch.setattr(nova.psutil, "net_if_addrs", dict)
     seen = json.loads(json.dumps(nova.look_at_machine()))
     assert seen["packages"] == {"a": "config-files", "b": "installed"}
@@ -160,7 +162,7 @@ def installed(cfg: nova.Settings, machine: Machine, monkeypatch: pytest.MonkeyPa
     machine.fake("screen", "exit 1")
     machine.fake("umount")
     machine.fake("dpkg", f'case "$1" in --purge) echo installed mine >{machine.path("/srv/packages")};; esac')
-    machine.fake("userdel", f': >{machine.path("/etc/passwd")}')
+    machine.fake("userdel", f": >{machine.path('/etc/passwd')}")
     machine.fake("groupdel")
     machine.put("/etc/passwd", "")
     machine.put("/etc/mine.conf", "mine")
@@ -179,7 +181,9 @@ def installed(cfg: nova.Settings, machine: Machine, monkeypatch: pytest.MonkeyPa
     nova.make_folder(machine.path("/var/cache/came/deep"))
     for name in ("instances/x", "state/cache/big", "nova/api.py", "novarc"):
         machine.put(nova.HOME / name)
-    machine.put(nova.TREE, '{"whole": true, "top": ["nova"], "files": {"nova/api.py": "%s"}}' % nova.digest(nova.HOME / "nova/api.py"))
+    machine.put(
+        nova.TREE, json.dumps({"whole": True, "top": ["nova"], "files": {"nova/api.py": nova.digest(nova.HOME / "nova/api.py")}})
+    )
     machine.calls.unlink()
     monkeypatch.setattr(nova, "HERE", nova.TOOL.parent)
     monkeypatch.setattr(nova, "answers", lambda place: False)
@@ -190,7 +194,9 @@ def installed(cfg: nova.Settings, machine: Machine, monkeypatch: pytest.MonkeyPa
 
 def test_uninstall_leaves_nothing(installed: nova.Settings, machine: Machine) -> None:
     nova.uninstall(installed)
-    assert "dpkg --purge --force-remove-reinstreq came libcame" in [line.split(" ", 2)[2] for line in machine.called() if "dpkg " in line]
+    assert "dpkg --purge --force-remove-reinstreq came libcame" in [
+        line.split(" ", 2)[2] for line in machine.called() if "dpkg " in line
+    ]
     assert not installed.DIR.exists() and not installed.DIR.parent.exists()
     assert not nova.MACHINE.exists() and not nova.TOOL.exists()
     assert not machine.path("/etc/came.d").exists() and machine.path("/etc/mine.conf").exists()

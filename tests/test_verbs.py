@@ -625,7 +625,7 @@ def test_bridges(cfg: nova.Settings, fake: Fake, machine: Machine, expect: Expec
     fake("sysctl", '[ "$1" != -n ] || echo 0')
     nova.create_bridges(cfg)
     expect(f"bridges-{datapath}")
-    undo = [f"ip link delete {name}" for name in ("br-ex", "br100", "br-int", "ovs-netdev")]
+    undo = ["ip link delete group 28272"]
     undo += ["ovs-dpctl del-dp system@ovs-system"] * (datapath == "kernel")
     assert recorded() == [
         "modprobe --remove openvswitch", *undo, "sysctl -qw net.ipv4.ip_forward=0", "nft delete table ip nova_py",
