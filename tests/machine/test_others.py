@@ -137,7 +137,7 @@ class Others:
         of_rabbit = {"env": {**os.environ, **self.rabbit}}
         return {
             "processes": sorted((each.pid, each.create_time()) for each in self.ours()),
-            "links": {name: re.sub(r"qlen \d+|state \w+", "", call("ip", "address", "show", name)) for name in links},
+            "links": {name: re.sub(r"qlen \d+|state \w+| tentative", "", call("ip", "address", "show", name)) for name in links},
             "routes": sorted(line for line in call("ip", "route").splitlines() if "their" in line or "virbr7" in line),
             "nftables": call("nft", "--stateless", "list", "table", "inet", "theirs"),
             "iptables": [line for table in ("filter", "nat") for line in call("iptables", "-t", table, "-S").splitlines()],
