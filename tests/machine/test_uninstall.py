@@ -24,11 +24,7 @@ def fresh(machine: Machine) -> Iterator[Fresh]:
     """One, for this module."""
     machine.nova("clean") if (machine.folder / "nova/state").exists() else None  # its ports are this machine's
     with tempfile.TemporaryDirectory(prefix="nova-test-fresh-", dir=Path.home()) as folder:
-        it = Fresh(Path(folder))
-        try:
-            yield it
-        finally:
-            it.gone()
+        yield Fresh(Path(folder))
 
 
 @pytest.fixture(scope="module")
