@@ -62,7 +62,8 @@ ip link delete their-br
 def call(*words: str, **options: Any) -> str:
     """A command that must work; what it said."""
     done = subprocess.run(words, capture_output=True, text=True, check=False, **options)
-    assert done.returncode == 0, f"{' '.join(words)}: {done.stdout}{done.stderr}"
+    if done.returncode:
+        raise subprocess.SubprocessError(f"{' '.join(words)}: {done.stdout}{done.stderr}")
     return done.stdout
 
 
