@@ -101,6 +101,7 @@ class Others:
         self.rabbit |= {"RABBITMQ_NODENAME": "theirs@localhost", "HOME": str(self.folder / "rabbit")}
         (self.folder / "rabbit").mkdir()
         self.start("/usr/lib/rabbitmq/bin/rabbitmq-server", env=self.rabbit)
+        self.start("virtlogd")
         self.start("libvirtd")
         eventually("their libvirtd", lambda: call("virsh", "list"))
         for verb, text in (("net-create", NETWORK), ("create", DOMAIN)):
