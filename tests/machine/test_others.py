@@ -23,7 +23,7 @@ PACKAGES = "mariadb-server-core mariadb-client-core rabbitmq-server libvirt-daem
 PACKAGES += " qemu-system-x86 openvswitch-switch dnsmasq-base nftables iptables iproute2 screen"
 
 NETWORK = """<network><name>theirs</name><forward mode="nat"/><bridge name="virbr7"/>
-<ip address="198.51.100.65" netmask="255.255.255.192"><dhcp><range start="198.51.100.70" end="198.51.100.80"/></dhcp></ip>
+<ip address="10.77.100.65" netmask="255.255.255.192"><dhcp><range start="10.77.100.70" end="10.77.100.80"/></dhcp></ip>
 </network>"""
 DOMAIN = """<domain type="qemu"><name>theirs</name><memory unit="MiB">64</memory><vcpu>1</vcpu>
 <os><type arch="x86_64">hvm</type></os><devices><interface type="network"><source network="theirs"/>
@@ -32,26 +32,26 @@ DOMAIN = """<domain type="qemu"><name>theirs</name><memory unit="MiB">64</memory
 # their-tap has a name like ours, and a MAC address as neutron gives them everywhere
 SETUP = """
 ip link add their-br type bridge
-ip address add 203.0.113.65/26 dev their-br
+ip address add 10.77.113.65/26 dev their-br
 ip link set their-br up
 ip link add their-veth type veth peer name their-peer
 ip link set their-peer master their-br
 ip tuntap add tap7e1e2e3e-99 mode tap
 ip link set tap7e1e2e3e-99 address fa:16:3e:00:00:99 up
-ip route add 203.0.113.0/26 via 203.0.113.66 dev their-br
+ip route add 10.77.113.0/26 via 10.77.113.66 dev their-br
 nft add table inet theirs
 nft add chain inet theirs input { type filter hook input priority 5 ; }
-nft add rule inet theirs input ip saddr 203.0.113.9 counter drop
-iptables -A INPUT -s 203.0.113.10 -j DROP
-iptables -t nat -A POSTROUTING -s 203.0.113.11 -j MASQUERADE
+nft add rule inet theirs input ip saddr 10.77.113.9 counter drop
+iptables -A INPUT -s 10.77.113.10 -j DROP
+iptables -t nat -A POSTROUTING -s 10.77.113.11 -j MASQUERADE
 screen -d -m -S theirs sleep 100000
 screen -d -m -S nova2 sleep 100000
 """
 TAKEN_BACK = """
 screen -S theirs -X quit
 screen -S nova2 -X quit
-iptables -t nat -D POSTROUTING -s 203.0.113.11 -j MASQUERADE
-iptables -D INPUT -s 203.0.113.10 -j DROP
+iptables -t nat -D POSTROUTING -s 10.77.113.11 -j MASQUERADE
+iptables -D INPUT -s 10.77.113.10 -j DROP
 nft delete table inet theirs
 ip link delete tap7e1e2e3e-99
 ip link delete their-veth
