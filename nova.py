@@ -1112,6 +1112,11 @@ def keep_look(cfg: Settings, before: dict[str, Seen | None], made: list[Path]) -
         write_file(CLOUDS, json.dumps({**known, str(cfg.DIR): ""}), 0o600)
 
 
+def other_folders(cfg: Settings) -> list[str]:
+    """Where other clouds of this machine are."""
+    return [folder for folder in kept(CLOUDS) if folder != str(cfg.DIR) and Path(folder, "state/tree.json").exists()]
+
+
 def note_brought(coming: Sequence[str] = ()) -> None:
     """Packages are coming, or have come: with what. Now there may be programs that show what was not seen before."""
     was, now, brought, before = kept(INSTALLING), look_at_machine(OF_PACKAGES), kept(BROUGHT), kept(BEFORE)
@@ -2707,7 +2712,7 @@ def uninstall(cfg: Settings, keep: str = "") -> None:
         lost, tops = changes(), tree()["top"]
     leave_mounts()
     earlier = look_at_machine()  # while the programs that show rules are here
-    others = [folder for folder in kept(CLOUDS) if folder != str(cfg.DIR) and Path(folder, "state/tree.json").exists()]
+    others = other_folders(cfg)
     if not others and BEFORE.exists():
         remove_packages()
     if cfg.DIR.exists():
@@ -2857,8 +2862,8 @@ def main(arguments: list[str]) -> int:
 
 def prepare_folder(cfg: Settings, verb: str) -> None:
     """DIR is there, or is made by the verbs that may; its log begins; the private mounts are in place."""
-    if verb == "uninstall" and not (cfg.DIR / "state").exists() and (not MACHINE.exists() or str(cfg.DIR) in kept(CLOUDS)):
-        return  # it came so far before
+    if verb == "uninstall" and not (cfg.DIR / "state").exists() and not other_folders(cfg):
+        return  # it came so far before, or DIR was deleted by hand
     if verb in OF_A_CLOUD and not (cfg.DIR / "state").exists():
         raise Failure(f"no cloud in {cfg.DIR}", f"go to the folder where it was made, or name it: nova.py {verb} DIR")
     if os.path.lexists(state := cfg.DIR / "state") and (state.is_symlink() or state.stat().st_uid != 0):

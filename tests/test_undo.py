@@ -257,6 +257,7 @@ def test_nothing_to_uninstall(machine: Machine, tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_folder_that_has_no_cloud_is_told_where_there_are_others(machine: Machine, tmp_path: Path) -> None:
-    nova.MACHINE.mkdir(parents=True)
+    machine.put("/home/you/nova/state/tree.json")
+    machine.put(nova.CLOUDS, json.dumps({str(machine.path("/home/you/nova")): ""}))
     assert nova.main(["uninstall", str(tmp_path / "nowhere")]) == 1
     assert nova.MACHINE.exists()
