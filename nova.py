@@ -2774,7 +2774,7 @@ def remove_leftovers(brought: dict[str, list[str]]) -> None:
     was, remove = kept(BEFORE), ("rm", "--recursive", "--force", "--one-file-system")
     for what, command in (("files", remove), ("folders", remove), ("users", ("userdel",)), ("groups", ("groupdel",))):
         now = LOOKS[what]() or {}
-        for name in sorted(brought[what], reverse=True):
+        for name in sorted(brought.get(what, ()), reverse=True):
             if name in now and name not in was[what]:
                 forgiven(do, *command, name)
 

@@ -204,6 +204,16 @@ def test_uninstall_leaves_nothing(installed: nova.Settings, machine: Machine) ->
     assert any(line.endswith("userdel came") for line in machine.called())
 
 
+def test_uninstall_before_any_package_came(installed: nova.Settings, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    nova.BROUGHT.unlink()
+    machine.put("/srv/packages", "installed mine\n")
+    machine.put("/etc/passwd", "")
+    machine.path("/etc/came.d/conf").unlink()
+    machine.path("/etc/came.d").rmdir()
+    nova.uninstall(installed)
+    assert not nova.MACHINE.exists()
+
+
 @pytest.mark.parametrize("left", ["/etc/left.conf", "/var/lib/left"])
 def test_what_is_left_behind_is_told_and_the_next_call_goes_on(
     installed: nova.Settings, machine: Machine, capsys: pytest.CaptureFixture[str], left: str, monkeypatch: pytest.MonkeyPatch
