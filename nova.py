@@ -1128,11 +1128,12 @@ def note_brought(coming: Sequence[str] = ()) -> None:
 
 def differences(before: Mapping[str, Seen | None], now: Mapping[str, Seen | None]) -> list[dict[str, Any]]:
     """What is not as it was, a row each."""
+    # a parameter comes and goes with its interface, which is told
     both = [(what, was, seen) for what, was in before.items() if was is not None and (seen := now.get(what)) is not None]
     return [
         {"what": what, "which": name, "before": was.get(name), "now": seen.get(name)}
         for what, was, seen in both
-        for name in sorted(was.keys() | seen.keys())
+        for name in sorted(was.keys() & seen.keys() if what == "parameters" else was.keys() | seen.keys())
         if was.get(name) != seen.get(name)
     ]
 
@@ -2802,7 +2803,8 @@ def compare(earlier: dict[str, Seen | None]) -> None:
             wait_for("the machine as it was", lambda: not differences(kept(BEFORE), now()), 5)
         if different := differences(kept(BEFORE), now()):
             print(table(different))
-            raise Failure(f"{len(different)} things are not as they were before the first command", f"what was: {BEFORE}")
+            way = f"see to them and repeat; or, where all is well: rm -r {MACHINE}"
+            raise Failure(f"{len(different)} things are not as they were before the first command", way)
 
 
 # ---- Command line ----
