@@ -13,6 +13,7 @@ A real OpenStack Nova on this machine by one command, and back again: nova.sh, f
   terminate [DIR]        end every instance and every volume
   clean [DIR]            end the session and every process that it started
   scrub [DIR]            remove what a cloud left on the machine: bridges, rules, domains; nothing can be started then
+  uninstall [DIR] [--keep-cache]  remove the rest: packages, users, DIR; the machine is as before, or what differs is told
   settings               every variable with its value and its meaning
 
 run does what is missing first, so one command is enough:  sudo python3 nova.py run
@@ -53,6 +54,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
+import zlib
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -437,7 +439,7 @@ SERVERS = (
                                   " $OVS/conf.db $OVS/ovnnb.db $OVS/ovnsb.db", "$OVS/db.sock"),
     Service("vswitchd",     ROOT, "ovs-vswitchd --unixctl=$OVS/vswitchd.ctl $OVSDB", "$OVS/vswitchd.ctl"),
     Service("northd",       USER, "ovn-northd --unixctl=$OVS/northd.ctl --ovnnb-db=$OVSDB --ovnsb-db=$OVSDB", "$OVS/northd.ctl"),
-    Service("libvirt",      ROOT, "libvirtd", "/run/libvirt/libvirt-sock"),
+    Service("libvirt",      ROOT, "libvirtd --pid-file $STATE/run/libvirtd.pid", "/run/libvirt/libvirt-sock"),
     Service("ldap",         USER, "slapd -f $CONF/slapd.conf -h ldap://127.0.0.1:$LDAP_PORT -d none", "127.0.0.1:$LDAP_PORT"),
     Service("opendj",       ROOT, "bash $CONF/opendj", "127.0.0.1:$LDAP_PORT"),
     Service("tgt",          ROOT, "tgtd --foreground --iscsi portal=127.0.0.1:$TGT_PORT", "127.0.0.1:$TGT_PORT"),
@@ -535,6 +537,7 @@ MANAGERS = {
     "FlatManager":     Manager({"provider_network_type": "flat", "is_shared": True}, dhcp=False, host=True),
 }
 BRIDGES = ("br-ex", "br100", "br-int", "ovs-netdev")  # interfaces that a cloud makes, instances' taps aside
+GROUP = 0x6E70  # the group of links that they are in
 
 # name,     id,  MiB,   GiB, CPUs
 FLAVORS = (
@@ -747,13 +750,13 @@ def do(*argv: object, user: str = ROOT, text: str = "", env: Mapping[str, str] =
         raise Failure(f"{shlex.join(words)}\n  ended with exit code {error.exit_code}", hint, tuple(tail)) from None
 
 
-def ask(*argv: object, ok: tuple[int, ...] = (0,), default: str | None = None) -> str:
-    """What a command says, stripped; it must change nothing. `default`, where given, stands for a failure."""
+def ask(*argv: object, ok: tuple[int, ...] = (0,), default: str | None = None, errors: bool = False) -> str:
+    """What a command says, stripped (with `errors` too); it must change nothing. `default`, where given, is for failures."""
     words = [str(word) for word in argv]
     log.debug("? %s", shlex.join(words))
     try:
-        said = sh.Command(words[0])(*words[1:], _in="", _tty_out=False, _ok_code=ok, _env={**os.environ, **PLAIN})
-        return str(said).strip()
+        options: Any = dict(_in="", _tty_out=False, _ok_code=ok, _err_to_out=errors, _env={**os.environ, **PLAIN})
+        return str(sh.Command(words[0])(*words[1:], **options)).strip()
     except sh.SignalException_SIGINT:
         raise KeyboardInterrupt from None
     except (sh.CommandNotFound, sh.ErrorReturnCode) as error:
@@ -841,29 +844,53 @@ def give(path: Path, owner: str) -> None:
     os.chown(path, uid, gid, follow_symlinks=False)
 
 
-def record(*undo: object) -> None:
-    """Write down the command that takes back what comes next, before it comes."""
-    with open(STATE / "record", "a") as file:
-        file.write(shlex.join(map(str, undo)) + "\n")
+def record(*undo: object, lasting: bool = False, path: Path | None = None) -> None:
+    """Write down the command that takes back what comes next, before it comes; `lasting`: what a reboot does not take back."""
+    line = shlex.join(map(str, undo))
+    with open(path or STATE / "record", "a") as file:  # on a line of its own, wherever the last one was cut off
+        file.write(f"\n{line}  # {checksum(line, '' if lasting else boot())}\n")
         file.flush()
         os.fsync(file.fileno())
 
 
-def undo_recorded() -> None:
-    """Take back everything in the record, last first; a line is gone only when it was tried.
+def checksum(line: str, boot: str) -> str:
+    """A line that was cut off has another one; so has one of before a reboot: what it names may be somebody else's by now."""
+    return f"{zlib.crc32((line + boot).encode()):08x}"
+
+
+def boot() -> str:
+    """Which boot of this machine it is; of a container, its own."""
+    kernel, first = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/1/stat")
+    return kernel.read_text() + first.read_text().rpartition(")")[2].split()[19] if kernel.exists() else ""
+
+
+def recorded(path: Path | None = None) -> list[str]:
+    """The lines of a record that are whole and still mean what they meant."""
+    lines = path.read_text(errors="replace").split("\n") if (path := path or STATE / "record").exists() else []
+    sums = {line: line.rpartition("  # ") for line in lines if line}
+    return [line for line in lines if line and sums[line][2] in (checksum(sums[line][0], each) for each in ("", boot()))]
+
+
+def undo_recorded(path: Path | None = None) -> None:
+    """Take back everything in a record, last first; a line is gone only when it was tried.
 
     What would delete disks of a cloud that is kept stays for scrub.
     """
-    path = STATE / "record"
-    lines = path.read_text().splitlines() if path.exists() else []
-    stay: list[str] = []
+    lines, stay = recorded(path), list[str]()
     while lines:
-        if KEPT.exists() and lines[-1].startswith(("rm ", "rmdir ", "vgremove ")):
+        if not path and KEPT.exists() and lines[-1].startswith(("rm ", "rmdir ", "vgremove ")):
             stay.insert(0, lines.pop())
             continue
-        with contextlib.suppress(ValueError):  # a line that was cut off: what it names was not begun
-            forgiven(do, *shlex.split(lines.pop()))
-        write_file(path, "".join(f"{line}\n" for line in lines + stay))
+        forgiven(do, *shlex.split(lines.pop(), comments=True))
+        write_file(path or STATE / "record", "".join(f"{line}\n" for line in lines + stay))
+
+
+def make_folder(path: Path) -> None:
+    """A folder of the machine's, with those that it is in; uninstall removes what was not there before."""
+    for missing in [each for each in (path, *path.parents) if not each.exists()][::-1]:
+        if MACHINE.exists():
+            record("rmdir", missing, lasting=True, path=UNDOES)
+        do("mkdir", missing)
 
 
 def private_mounts(cfg: Settings) -> None:
@@ -872,13 +899,13 @@ def private_mounts(cfg: Settings) -> None:
     bootstrap called unshare, so nobody else sees these mounts: there is nothing to undo, the machine's own libvirt is
     never touched, a home folder need not be opened for QEMU, and whoever has HOME mounted is a process of this cloud.
     """
-    HOME.mkdir(exist_ok=True)
+    make_folder(HOME)
     do("mount", "--bind", cfg.DIR.resolve(), HOME)
     if cfg.LIBVIRT_TYPE != "kvm" and Path("/dev/kvm").exists():
         # Where the device is there but does not work, libvirt probes QEMU anew at every call: ten seconds an instance.
         write_file(STATE / "no-kvm", "", 0o600)
         do("mount", "--bind", STATE / "no-kvm", "/dev/kvm")
-    Path("/run/netns").mkdir(exist_ok=True)
+    make_folder(Path("/run/netns"))
     do("mount", "-t", "tmpfs", "tmpfs", "/run/netns")
     if cfg.LIBVIRT_TYPE == "lxc" and not has_cgroup2():
         forgiven(do, "umount", "--recursive", "--lazy", CGROUPS)  # libvirt would look for groups where it finds version 2
@@ -900,9 +927,16 @@ def has_cgroup2() -> bool:
 def private_libvirt(cfg: Settings) -> None:
     """The rest of private_mounts; not before packages are installed, whose files belong to the machine."""
     for machine, own in rows(cfg, PRIVATE_FOLDERS):
-        Path(machine).mkdir(parents=True, exist_ok=True)
+        make_folder(Path(machine))
         (HOME / own).mkdir(parents=True, exist_ok=True)
         do("mount", "--bind", HOME / own, machine)
+
+
+def leave_mounts() -> None:
+    """Out of the private mounts: what is removed from here on is the machine's."""
+    ours, callers = ([line.split()[4] for line in lines_of(f"/proc/{who}/mountinfo")] for who in ("self", os.getppid()))
+    for place in reversed(list((collections.Counter(ours) - collections.Counter(callers)).elements())):
+        forgiven(do, "umount", "--lazy", place)
 
 
 def cloud_of(process: int | str) -> str:
@@ -1009,6 +1043,155 @@ def cloud(cfg: Settings) -> Any:
 
     files = openstack.config.OpenStackConfig(config_files=[f"{HOME}/clouds.yaml"], secure_files=[], load_envvars=False)
     return openstack.connection.Connection(config=files.get_one("nova"))
+
+
+# ---- The machine as it was: looked at before the first change, compared when all is undone ----
+
+# Kept for all clouds of this machine: how it was before the first command; what undoes what was done to it; the folders of
+# its clouds; what came with packages; and, while these are being installed, how it was before them.
+MACHINE = Path("/var/lib/nova.py")
+LOCK = Path("/run/nova.py.lock")  # held by the one nova.py that is at work
+BEFORE, UNDOES, CLOUDS = MACHINE / "before.json", MACHINE / "record", MACHINE / "clouds.json"
+BROUGHT, INSTALLING = MACHINE / "brought.json", MACHINE / "installing.json"
+
+Seen = dict[str, str]  # names, and how each is
+
+
+def lines_of(path: str) -> list[str]:
+    """A file's lines; none where it is not there."""
+    return Path(path).read_text().splitlines() if Path(path).exists() else []
+
+
+def contents(*patterns: str) -> Seen:
+    """Small files and what they say."""
+    found = [path for pattern in patterns for path in Path("/").glob(pattern)]
+    return {str(path): path.read_text().strip() for path in found}
+
+
+def package_states() -> Seen:
+    """Every package that dpkg knows, and its state."""
+    said = ask("dpkg-query", "--show", "--showformat", "${db:Status-Status} ${Package}\n", default="").splitlines()
+    return {name: state for state, name in map(str.split, sorted(said)) if state != "not-installed"}
+
+
+def file_state(path: Path) -> str:
+    """Mode, owner and content of a file or folder, or where a link leads."""
+    seen = path.lstat()
+    if path.is_symlink():
+        return str(path.readlink())
+    content = digest(path)[:16] if path.is_file() else ""
+    return f"{seen.st_mode:o} {seen.st_uid}:{seen.st_gid} {content}".strip()
+
+
+def addresses() -> Seen:
+    """Every interface's, but for the IPv6 ones that are for a time only."""
+    lasting = [(line.split()[-1], line.split()[0]) for line in lines_of("/proc/net/if_inet6") if " 80 " in line]
+    found = [(nic, each) for nic, those in psutil.net_if_addrs().items() for each in those]
+    others = [(nic, each.address) for nic, each in found if each.family != socket.AF_INET6]
+    return dict.fromkeys([f"{nic} {address}" for nic, address in [*others, *lasting]], "")
+
+
+def ways() -> Seen:
+    """Every route: interface, destination, gateway, mask; of IPv6 those to elsewhere."""
+    found = [line.split() for line in lines_of("/proc/net/route")]
+    return {f"{row[0]} {row[1]} {row[2]} {row[7]}": "" for row in found} | {f"{at} {place}": "" for place, at in routes6()}
+
+
+def mounts() -> Seen:
+    """What is mounted where our caller is: our own mounts are private."""
+    found = [line.split() for line in lines_of(f"/proc/{os.getppid()}/mountinfo")]
+    return {row[4]: row[-2] for row in found if not row[4].startswith(("/run/user/", "/run/credentials/"))}
+
+
+def said_by(program: str, *words: str) -> Seen | None:
+    """How often each line was said, counters and comments aside; None where the program is not installed."""
+    if not shutil.which(program):
+        return None
+    said = [re.sub(r" \[\d+:\d+\]$|^#.*", "", line) for line in ask(program, *words, default="").splitlines()]
+    return {line: str(count) for line, count in collections.Counter(said).items()}
+
+
+def listening() -> Seen:
+    """Who listens where, by TCP."""
+    found = [each for each in psutil.net_connections("tcp") if each.status == psutil.CONN_LISTEN and each.pid and each.laddr]
+    return {f"{each.laddr.ip}:{each.laddr.port}": psutil.Process(each.pid).name() for each in found if each.laddr}
+
+
+# files of /etc that programs renew by themselves
+RENEWED = re.compile(r"/etc/(ld\.so\.cache|resolv\.conf|mtab|adjtime|\.pwd\.lock|(passwd|shadow|group|gshadow|subuid|subgid)-)$")
+TOPS = ("/", "/var/lib", "/var/log", "/var/cache", "/var/spool")
+KERNEL = [f"proc/sys/net/ipv6/conf/*/{name}" for name in ("forwarding", "accept_ra", "disable_ipv6")]
+
+# what a machine has, and how that is seen
+LOOKS: dict[str, Callable[[], Seen | None]] = {
+    "packages":   package_states,
+    "users":      lambda: {line.partition(":")[0]: line for line in lines_of("/etc/passwd")},
+    "groups":     lambda: {line.partition(":")[0]: line for line in lines_of("/etc/group")},
+    "files":      lambda: {str(path): file_state(path) for path in Path("/etc").rglob("*") if not RENEWED.search(str(path))},
+    "folders":    lambda: {str(path): "" for top in TOPS for path in Path(top).glob("*") if path != MACHINE},
+    "interfaces": lambda: contents("sys/class/net/*/flags"),
+    "addresses":  addresses,
+    "routes":     ways,
+    "nftables":   lambda: said_by("nft", "--stateless", "list", "ruleset"),
+    "iptables":   lambda: said_by("iptables-legacy-save"),
+    "ip6tables":  lambda: said_by("ip6tables-legacy-save"),
+    "namespaces": lambda: {path.name: "" for path in Path(f"/proc/{os.getppid()}/root/run/netns").glob("*")},
+    "mounts":     mounts,
+    "disks":      lambda: contents("sys/block/loop*/loop/backing_file"),
+    "modules":    lambda: {path.name: "" for path in Path("/sys/module").glob("openvswitch")},
+    "parameters": lambda: contents("proc/sys/net/ipv4/ip_forward", *KERNEL),
+    "ports":      listening,
+    "processes":  lambda: {f"process {each.pid}": cloud for each in psutil.process_iter() if (cloud := cloud_of(each.pid))},
+}  # fmt: skip
+OF_PACKAGES = ("packages", "users", "groups", "files", "folders")  # what packages bring
+
+
+def look_at_machine(names: Sequence[str] = tuple(LOOKS)) -> dict[str, Seen | None]:
+    """What LOOKS shows now."""
+    return {name: LOOKS[name]() for name in names}
+
+
+def kept(path: Path) -> dict[str, Any]:
+    """What one of MACHINE's files says; nothing where it is not there."""
+    return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
+def keep_look(cfg: Settings, before: dict[str, Seen | None], made: list[Path]) -> None:
+    """For uninstall: how the machine was before the first command of all, and that DIR has a cloud, made with these folders."""
+    if not MACHINE.exists():
+        do("mkdir", "--mode=700", "--parents", MACHINE)
+    if not BEFORE.exists():
+        write_file(BEFORE, json.dumps(before), 0o600)
+    for folder in reversed(made):
+        record("rmdir", folder, lasting=True, path=UNDOES)
+    if str(cfg.DIR) not in (known := kept(CLOUDS)):
+        write_file(CLOUDS, json.dumps({**known, str(cfg.DIR): ""}), 0o600)
+
+
+def other_folders(cfg: Settings) -> list[str]:
+    """Where other clouds of this machine are."""
+    return [folder for folder in kept(CLOUDS) if folder != str(cfg.DIR) and Path(folder, "state/tree.json").exists()]
+
+
+def note_brought(coming: Sequence[str] = ()) -> None:
+    """Packages are coming, or have come: with what. Now there may be programs that show what was not seen before."""
+    was, now, brought, before = kept(INSTALLING), look_at_machine(OF_PACKAGES), kept(BROUGHT), kept(BEFORE)
+    new = {what: (coming or ()) if what == "packages" else (now[what] or {}).keys() - was[what] for what in OF_PACKAGES}
+    write_file(BROUGHT, json.dumps({what: sorted({*brought.get(what, ()), *new[what]}) for what in OF_PACKAGES}), 0o600)
+    unseen = [what for what in LOOKS if before.get(what) is None]
+    write_file(BEFORE, json.dumps({**before, **look_at_machine(unseen)}), 0o600)
+
+
+def differences(before: Mapping[str, Seen | None], now: Mapping[str, Seen | None]) -> list[dict[str, Any]]:
+    """What is not as it was, a row each."""
+    # a parameter comes and goes with its interface, which is told
+    both = [(what, was, seen) for what, was in before.items() if was is not None and (seen := now.get(what)) is not None]
+    return [
+        {"what": what, "which": name, "before": was.get(name), "now": seen.get(name)}
+        for what, was, seen in both
+        for name in sorted(was.keys() & seen.keys() if what == "parameters" else was.keys() | seen.keys())
+        if was.get(name) != seen.get(name)
+    ]
 
 
 # ---- Checks: before anything is changed ----
@@ -1307,8 +1490,17 @@ def check_machine(cfg: Settings) -> None:
     url = urllib.parse.urlsplit(cfg.LDAP_URL)
     if cfg.DIRECTORY == "yours" and not answers(f"{url.hostname}:{url.port or {'ldap': 389, 'ldaps': 636}[url.scheme]}"):
         raise Failure(f"LDAP_URL={cfg.LDAP_URL}: nobody answers there", code=2)
-    if taken := {*BRIDGES, "ovs-system"} & set(netifaces.interfaces()):
-        raise Failure(f"this machine has an interface {taken.pop()}, and a cloud makes its own", "remove it first")
+    if taken := sorted({*BRIDGES, "ovs-system"} & set(netifaces.interfaces())):
+        raise Failure(f"this machine has an interface {taken[0]}{holder(taken[0])}, and a cloud makes its own", "remove it first")
+
+
+def holder(tap: str) -> str:
+    """Whose it is, where it is a program's."""
+    for file in Path("/proc").glob("[0-9]*/fdinfo/*"):
+        with contextlib.suppress(OSError, psutil.Error):  # it has ended
+            if f"iff:\t{tap}\n" in file.read_text():
+                return f" (of {psutil.Process(int(file.parts[-3])).name()}, pid {file.parts[-3]})"
+    return ""
 
 
 def check_attributes(place: Path) -> None:
@@ -1585,24 +1777,39 @@ def install(cfg: Settings, for_a_new_one: bool = False) -> None:
     in_parallel(lambda: make_databases(cfg), make_image, lambda: unpack_novnc(cfg), lambda: fetch_image(cfg))
 
 
+APT_CONFIG = STATE / "cache/apt/conf"
+QUIET = {"DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_SUSPEND": "1"}
+
+
+def own_apt() -> None:
+    """apt's lists and downloads are in DIR, the lists as the machine has them to begin with: conf/apt.conf.tmpl."""
+    if not APT_CONFIG.exists():
+        lists = APT_CONFIG.parent / "lists"
+        do("mkdir", "--parents", APT_CONFIG.parent / "archives/partial")
+        do("cp", "--archive", "--reflink=auto", "--no-target-directory", "/var/lib/apt/lists", lists)
+        write_file(APT_CONFIG, string.Template((HERE / "conf/apt.conf.tmpl").read_text()).substitute(PATHS))
+
+
 def install_packages(names: set[str]) -> None:
     """One apt transaction for what is missing; services that packages bring do not start, now or at the next boot."""
+    own_apt()
     missing = sorted(names - installed_packages())
-    if not missing and not INSTALLED_BEFORE.exists():
+    if not missing and not INSTALLING.exists():
         return
-    apt = ("apt-get", "-o", "DPkg::Lock::Timeout=300", "-o", "Acquire::Retries=3", "-qq")
-    quiet = {"DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_SUSPEND": "1"}
+    apt = ("apt-get", "--config-file", APT_CONFIG)
+    wanted = ("install", "-y", "--no-install-recommends", "--no-remove", *missing)
     with step(f"Install {len(missing)} packages and what they need"), no_services():
         wait_for("dpkg (another program is installing packages)", dpkg_is_free, 300)
-        do("dpkg", "--configure", "-a", env=quiet)  # what a call that was cut off left half-way
-        do(*apt, "update", hint=NETWORK)
-        do(*apt, "install", "-y", "--no-install-recommends", "--no-remove", *missing, env=quiet, hint=NETWORK)
+        do("dpkg", "--configure", "-a", env=QUIET)  # what a call that was cut off left half-way
+        do(*apt, "-qq", "update", hint=NETWORK)
+        coming = ask(*apt, "--simulate", *wanted, default="")  # where it cannot be done, the next line says why
+        note_brought(re.findall(r"^Inst (\S+) (?!\[)", coming, re.M))
+        do(*apt, "-qq", *wanted, env=QUIET, hint=NETWORK)
 
 
 def installed_packages() -> set[str]:
     """The names of the machine's packages."""
-    lines = ask("dpkg-query", "--show", "--showformat", "${db:Status-Status} ${Package}\n").splitlines()
-    return {line.split()[1] for line in lines if line.startswith("installed ")}
+    return {name for name, state in package_states().items() if state == "installed"}
 
 
 def dpkg_is_free() -> bool:
@@ -1614,21 +1821,21 @@ def dpkg_is_free() -> bool:
 
 POLICY = Path("/usr/sbin/policy-rc.d")
 NO_SERVICES = "#!/bin/sh\n# written by nova.py while it installs packages\nexit 101\n"
-INSTALLED_BEFORE = STATE / "installed-before"  # there while packages are being installed: a call that was cut off is seen
 
 
 @contextlib.contextmanager
 def no_services() -> Iterator[None]:
     """Packages start their services and enable them for the next boot; the cloud starts its own, so neither here."""
-    if not INSTALLED_BEFORE.exists():
-        write_file(INSTALLED_BEFORE, "\n".join(installed_packages()))
+    if not INSTALLING.exists():
+        write_file(INSTALLING, json.dumps(look_at_machine(OF_PACKAGES)), 0o600)
     if not POLICY.exists():
         write_file(POLICY, NO_SERVICES, 0o755)
     try:
         yield
     finally:
         remove_policy()
-    new = installed_packages() - set(INSTALLED_BEFORE.read_text().split())
+    note_brought()
+    new = installed_packages() - {name for name, state in kept(INSTALLING)["packages"].items() if state == "installed"}
     files = ask("dpkg-query", "--listfiles", *sorted(new)) if new else ""
     units = re.findall(r"/systemd/system/([^/\s]+)$", files, re.M)
     for unit in units:
@@ -1637,7 +1844,7 @@ def no_services() -> Iterator[None]:
     for script in re.findall(r"^/etc/init\.d/([^/\s]+)$", files, re.M):
         if f"{script}.service" not in units:  # slapd has none
             do("update-rc.d", script, "disable")
-    INSTALLED_BEFORE.unlink()
+    do("rm", INSTALLING)
 
 
 def remove_policy() -> None:
@@ -1729,8 +1936,10 @@ def make_users() -> None:
     for user in (USER, GUEST_USER):
         if not ask("getent", "passwd", user, default=""):
             home = ("--no-create-home", "--home-dir", "/nonexistent")
+            record("userdel", user, lasting=True, path=UNDOES)
             do("useradd", "--system", "--user-group", *home, "--shell", "/usr/sbin/nologin", user)
     if not ask("getent", "group", group := PRIVSEP.partition(":")[2], default=""):
+        record("groupdel", group, lasting=True, path=UNDOES)
         do("groupadd", "--system", group)
 
 
@@ -1765,8 +1974,8 @@ def use_elsewhere(cfg: Settings) -> None:
         if value := getattr(cfg, name):
             own, place = Path(value).resolve() / f"{'-'.join(cfg.DIR.parts[1:])}-{Path(folder).name}", HOME / folder
             for missing in [path for path in own.parents if not path.exists()][::-1]:
-                record("rmdir", missing)
-            record("rm", "--recursive", "--force", own)
+                record("rmdir", missing, lasting=True)
+            record("rm", "--recursive", "--force", own, lasting=True)
             own.mkdir(parents=True, exist_ok=True)
             place.mkdir(parents=True, exist_ok=True)
             do("mount", "--bind", own, place)
@@ -1898,11 +2107,11 @@ def fill_database(cfg: Settings, names: tuple[str, ...], commands: tuple[str, ..
 
 def make_image() -> None:
     """The three parts of ami-tty, from the distribution's packages."""
-    sources = HERE / "conf/ami-tty"
+    sources, apt = HERE / "conf/ami-tty", {"APT_CONFIG": str(APT_CONFIG)}
 
     def build() -> None:
         with step("Build the image ami-tty"):
-            do(sys.executable, sources / "build.py", HOME / "images", distribution()["kernel"], hint=NETWORK)
+            do(sys.executable, sources / "build.py", HOME / "images", distribution()["kernel"], env=apt, hint=NETWORK)
 
     key = "".join(digest(path) for path in sorted(sources.iterdir()) if path.is_file())
     make_once(HOME / "images/made-from", key, build)
@@ -1947,7 +2156,18 @@ def unpack_novnc(cfg: Settings) -> None:
         with step("Unpack noVNC's page"):
             shutil.rmtree(page, ignore_errors=True)
             page.mkdir()
-            do("apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", "novnc", cwd=page, hint=NETWORK)
+            do(
+                "apt-get",
+                "download",
+                "-qq",
+                "--config-file",
+                APT_CONFIG,
+                "-o",
+                "APT::Sandbox::User=root",
+                "novnc",
+                cwd=page,
+                hint=NETWORK,
+            )
             do("dpkg-deb", "--extract", *page.glob("*.deb"), page)
 
     make_once(page / "made-from", platform.freedesktop_os_release()["VERSION_ID"], unpack)
@@ -2246,13 +2466,14 @@ def create_bridges(cfg: Settings) -> None:
     """OVN's integration bridge; br-ex, where this machine is the gateway of the floating addresses; br100 of `private`."""
     with step("Create the bridges"):
         if not has_kernel_datapath():
+            record("modprobe", "--remove", "openvswitch")
             forgiven(do, "modprobe", "openvswitch")
-        for device in BRIDGES:
-            record("ip", "link", "delete", device)
+        record("ip", "link", "delete", "group", GROUP)
         if has_kernel_datapath():
             record("ovs-dpctl", "del-dp", "system@ovs-system")
         bridges = shlex.split(render((HERE / "conf/bridges.tmpl").read_text(), cfg), comments=True)
         do("ovs-vsctl", f"--db={PATHS['OVSDB']}", *bridges)
+        mark_bridges()
         floating, fixed = ipaddress.IPv4Network(cfg.FLOATING_RANGE), ipaddress.IPv4Network(cfg.FIXED_RANGE)
         use_bridge("br-ex", f"{floating[1]}/{floating.prefixlen}")
         if MANAGERS[cfg.NET_MAN].host:
@@ -2269,6 +2490,13 @@ def create_bridges(cfg: Settings) -> None:
             do("nft", "-f", CONF / "swift.nft")
         if cfg.USE_IPV6:
             route_ipv6(cfg)
+
+
+def mark_bridges() -> None:
+    """Ours are in a group of links, by which they are taken back: by then one of that name may be somebody else's."""
+    for device in BRIDGES:
+        if Path(f"/sys/class/net/{device}").exists():
+            forgiven(do, "ip", "link", "set", device, "group", GROUP)
 
 
 def use_bridge(name: str, address: str) -> None:
@@ -2744,6 +2972,8 @@ def end_windows(services: tuple[Service, ...], seconds: float) -> None:
 
 def take_down(cfg: Settings, seconds: float = 3) -> None:
     """End windows and guests, OpenStack before what it stands on; then whatever of ours is still there."""
+    if "ovs-vswitchd" in [process.name() for process in processes()]:  # a run that was cut off before it marked them
+        mark_bridges()
     end_windows(CONTROL + WORKERS, 3)
     end_windows(SERVERS, seconds)
     if session(cfg) in [p.pid for p in processes()]:
@@ -2800,6 +3030,115 @@ def remove_traces() -> None:
         path.unlink()
 
 
+# ---- uninstall ----
+
+
+def uninstall(cfg: Settings, keep: str = "") -> None:
+    """Take back all that was done to this machine, and show that it is as it was before the first command."""
+    if other := other_cloud():
+        raise Failure(f"Refusing to uninstall ({other} is up)", "end that one first")
+    lost, tops = list[str](), list[str]()
+    if STATE.exists():
+        terminate(cfg)
+        clean(cfg)
+        scrub(cfg)
+        lost, tops = changes(), tree()["top"]
+    leave_mounts()
+    earlier = look_at_machine()  # while the programs that show rules are here
+    others = other_folders(cfg)
+    if not others and BEFORE.exists():
+        remove_packages()
+    if cfg.DIR.exists():
+        remove_folder(cfg, [] if lost else tops, keep)
+    if lost:
+        say(f"Your {len(lost)} changes stay in {cfg.DIR}: {', '.join(lost[:5])}")
+    if others:
+        write_file(CLOUDS, json.dumps(dict.fromkeys(others, "")), 0o600)
+        say(f"Packages and users stay, for the cloud in {others[0]}: uninstall that one too")
+        return
+    undo_recorded(UNDOES)
+    if BEFORE.exists():
+        compare(earlier)
+    do("rm", "--recursive", "--force", MACHINE, LOCK)
+    if not keep:  # last: this program runs from it
+        do("rm", "--recursive", "--force", HERE / ".tool.lock", TOOL)
+
+
+def remove_packages() -> None:
+    """Packages that came for clouds go, with what they leave behind; those that others need by now stay."""
+    remove_policy()
+    if INSTALLING.exists():  # an install that was cut off: what is not configured stays so, or it would start services
+        note_brought()
+    brought, was, now = kept(BROUGHT), kept(BEFORE)["packages"], package_states()
+    names = {name for name in brought.get("packages", ()) if name in now and was.get(name) != "installed"}
+    with step(f"Remove {len(names)} packages"):
+        wait_for("dpkg (another program is at work)", dpkg_is_free, 300)
+        stay = needed(names)
+        gone = names - stay.keys()
+        known = gone & was.keys()  # removed earlier, their configuration kept: it is kept again
+        for verb, those in (("--remove", gone if known else ()), ("--purge", gone - known)):
+            if those:
+                do("dpkg", verb, "--force-remove-reinstreq", *sorted(those), env=QUIET)
+        for name, who in sorted(stay.items()):
+            say(f"  {name} stays: {who} needs it")
+        if not stay:
+            remove_leftovers(brought)
+
+
+def needed(names: set[str]) -> dict[str, str]:
+    """Those of these packages that others need by now, and who: a process that runs from one, or a package, as dpkg sees it."""
+    stay, running = dict[str, str](), dict[str, str]()
+    for each in psutil.process_iter(["name", "exe"]):
+        program = each.info["exe"] or ""  # dpkg may know it without /usr
+        running |= dict.fromkeys((program, program.removeprefix("/usr")), f"{each.info['name']} (process {each.pid})")
+    for owner, program in re.findall(r"^([^:,\s]+).*: (/.*)$", ask("dpkg-query", "--search", *running, ok=(0, 1)), re.M):
+        if owner in names:
+            stay[owner] = running[program]
+    while rest := sorted(names - stay.keys()):
+        said = ask("dpkg", "--simulate", "--abort-after=9999", "--purge", *rest, ok=(0, 1), errors=True)
+        if not (more := re.findall(r"problems prevent removal of ([^:\s]+)\S*\n\s+(\S+) depends on", said)):
+            break
+        stay |= dict(more)
+    return stay
+
+
+def remove_leftovers(brought: dict[str, list[str]]) -> None:
+    """What Debian's packages leave behind: files in /etc, folders below /var, users and groups."""
+    was, remove = kept(BEFORE), ("rm", "--recursive", "--force", "--one-file-system")
+    for what, command in (("files", remove), ("folders", remove), ("users", ("userdel",)), ("groups", ("groupdel",))):
+        now = LOOKS[what]() or {}
+        for name in sorted(brought.get(what, ()), reverse=True):
+            if name in now and name not in was[what]:
+                forgiven(do, *command, name)
+
+
+def remove_folder(cfg: Settings, tops: list[str], keep: str) -> None:
+    """DIR goes, but for a tree that has changes, and for what keep asks to keep."""
+    places = [cfg.DIR / name for name in {*OWN, *tops} - {"state"}]
+    places += [path for path in (cfg.DIR / "state").glob("*") if not keep or path.name != "cache"]
+    with step(f"Remove {cfg.DIR}"):
+        LOG_FILE.clear()
+        do("rm", "--recursive", "--force", "--one-file-system", *sorted(places))
+        for path in (cfg.DIR / "state", cfg.DIR):
+            if path.is_dir() and not list(path.iterdir()):
+                do("rmdir", path)
+
+
+def compare(earlier: dict[str, Seen | None]) -> None:
+    """Failure where the machine is not as it was before the first command."""
+
+    def now() -> dict[str, Seen | None]:
+        return earlier | {what: seen for what, seen in look_at_machine().items() if seen is not None}
+
+    with step("Compare the machine with what it was"):
+        with contextlib.suppress(Failure):
+            wait_for("the machine as it was", lambda: not differences(kept(BEFORE), now()), 5)
+        if different := differences(kept(BEFORE), now()):
+            print(table(different))
+            way = f"see to them and repeat; or, where all is well: rm -r {MACHINE}"
+            raise Failure(f"{len(different)} things are not as they were before the first command", way)
+
+
 # ---- Command line ----
 
 
@@ -2812,9 +3151,12 @@ def settings(cfg: Settings) -> None:
         print(f"{mark} {row.name + '=' + str(shown):34} {row.metadata['meaning']}")
 
 
-OF_A_CLOUD = ("status", "stop", "start", "terminate", "clean", "scrub")  # with the settings that it was made with
-VERBS = {f.__name__: f for f in (branch, install, run, run_detached, status, stop, start, terminate, clean, scrub, settings)}
-OPTIONS = {"status": "--json", "run": "--yes", "run_detached": "--yes", "scrub": "--yes"}
+OF_A_CLOUD = ("status", "stop", "start", "terminate", "clean", "scrub", "uninstall")  # with the settings that it was made with
+VERBS = {
+    verb.__name__: verb
+    for verb in (branch, install, run, run_detached, status, stop, start, terminate, clean, scrub, uninstall, settings)
+}
+OPTIONS = {"status": "--json", "run": "--yes", "run_detached": "--yes", "scrub": "--yes", "uninstall": "--keep-cache"}
 
 
 def main(arguments: list[str]) -> int:
@@ -2837,6 +3179,7 @@ def main(arguments: list[str]) -> int:
             return 0
         for word in rest[: most - 1]:
             source_from(word)  # refused before DIR is made
+        os.environ["XDG_CACHE_HOME"] = f"{STATE}/cache"  # not ~/.cache, which is the caller's
         os.environ["no_proxy"] = f"127.0.0.1,{cfg.HOST_IP},{os.environ.get('no_proxy', '')}"
         # run is not at work while its session is shown, and status disturbs nobody
         with contextlib.nullcontext() if verb in ("run", "status") else only_one(verb), BARS, telling_full_disks(cfg):
@@ -2856,6 +3199,8 @@ def main(arguments: list[str]) -> int:
 
 def prepare_folder(cfg: Settings, verb: str) -> None:
     """DIR is there, or is made by the verbs that may; its log begins; the private mounts are in place."""
+    if verb == "uninstall" and not (cfg.DIR / "state").exists() and not other_folders(cfg):
+        return  # it came so far before, or DIR was deleted by hand
     if verb in OF_A_CLOUD and not (cfg.DIR / "state").exists():
         raise Failure(f"no cloud in {legible(cfg.DIR)}", f"go to the folder where it was made, or name it: nova.py {verb} DIR")
     if os.path.lexists(state := cfg.DIR / "state") and (state.is_symlink() or state.stat().st_uid != 0):
@@ -2868,11 +3213,15 @@ def prepare_folder(cfg: Settings, verb: str) -> None:
         check_machine(cfg)
         if cfg.DIR.is_dir() and (there := sorted(path.name for path in cfg.DIR.iterdir())):
             raise Failure(f"Refusing to use {cfg.DIR} (it holds {', '.join(there[:5])})", "name a new folder: nova.py VERB DIR")
+    look = verb not in OF_A_CLOUD and not BEFORE.exists()
+    before, missing = look_at_machine() if look else {}, [each for each in (cfg.DIR, *cfg.DIR.parents) if not each.exists()]
     try:
         (cfg.DIR / "state").mkdir(parents=True, exist_ok=True)
         start_log(cfg)
     except OSError as error:
         raise Failure(f"cannot use {cfg.DIR} as the cloud's folder: {error.strerror}", "name another: nova.py VERB DIR") from None
+    if verb not in OF_A_CLOUD:
+        keep_look(cfg, before, missing)
     private_mounts(cfg)
     if verb in OF_A_CLOUD:
         private_libvirt(cfg)
@@ -2881,7 +3230,7 @@ def prepare_folder(cfg: Settings, verb: str) -> None:
 @contextlib.contextmanager
 def only_one(verb: str) -> Iterator[None]:
     """Two at once: the second is refused."""
-    with open(os.open("/run/nova.py.lock", os.O_RDWR | os.O_CREAT, 0o600), "r+") as lock:
+    with open(os.open(LOCK, os.O_RDWR | os.O_CREAT, 0o600), "r+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

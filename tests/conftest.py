@@ -233,7 +233,7 @@ class Machine:
         return f'case "$1$3" in --bind{self.root}/*) {bind};; esac; exit 0'
 
     def line(self, environment: str, words: str, text: str) -> str:
-        own = {"PATH", "LC_ALL", "no_proxy", "COLUMNS", "LINES", "PYTEST_CURRENT_TEST"}
+        own = {"PATH", "LC_ALL", "XDG_CACHE_HOME", "no_proxy", "COLUMNS", "LINES", "PYTEST_CURRENT_TEST"}
         added = [f"{n}={shlex.quote(v)}" for n, _, v in (e.partition("=") for e in environment.split("\x1f")[:-1])
                  if n not in own]  # fmt: skip
         line = " ".join([*sorted(added), shlex.join(words.split("\x1f")[:-1])])
@@ -283,6 +283,10 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
     """The faked machine; nova.py sees no other one."""
     machine = Machine(tmp_path)
     monkeypatch.setattr(nova, "HOME", machine.path(nova.HOME))
+    machine.fake("dpkg-query")
+    for name in ("mkdir", "rm", "rmdir"):  # what they change is of this machine
+        inside = f"for word; do case $word in -*|{tmp_path}/*) ;; *) exit 99;; esac; done"
+        machine.fake(name, f'{inside}; exec /bin/{name} "$@"')
     for name, value in vars(nova).copy().items():
         if name.isupper() and name not in ("HERE",) and (new := moved(value, machine)) != value:
             monkeypatch.setattr(nova, name, new)
@@ -304,8 +308,9 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
     monkeypatch.setattr(nova, "LOG_FILE", [])
     for name in list(os.environ):
         monkeypatch.delenv(name)
-    monkeypatch.setenv("no_proxy", "")  # so that what nova.py puts there is gone after the test
-    monkeypatch.delenv("no_proxy")
+    for name in ("no_proxy", "XDG_CACHE_HOME"):  # so that what nova.py puts there is gone after the test
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
     monkeypatch.setenv("PATH", str(machine.commands))
     monkeypatch.setattr(sh.Command, "__init__", lambda *a, **k: command(machine, *a, **k))
     monkeypatch.setattr(GUARD, "folder", tmp_path)
@@ -314,6 +319,11 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
         nova.log.removeHandler(handler)
         handler.close()
     nova.cloud.cache_clear()
+
+
+def recorded() -> list[str]:
+    """The commands on record."""
+    return [line.rpartition("  # ")[0] for line in nova.recorded()]
 
 
 def command(machine: Machine, self: sh.Command, path: str, *rest: Any) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 import nova
 
-from .conftest import Machine
+from .conftest import Machine, recorded
 
 
 def chosen(cfg: nova.Settings, **paths: str) -> nova.Settings:
@@ -65,7 +65,7 @@ def test_a_folder_of_our_own_below_is_mounted_where_the_cloud_looks(used: nova.S
 
 
 def test_what_is_made_is_on_record_before(used: nova.Settings, machine: Machine) -> None:
-    lines = [shlex.split(line.replace(str(machine.root), "")) for line in (nova.STATE / "record").read_text().splitlines()]
+    lines = [shlex.split(line.replace(str(machine.root), "")) for line in recorded()]
     assert [line[0] for line in lines] == ["rm", "rmdir", "rmdir", "rm"]
     assert [line[-1] for line in lines[1:3]] == ["/srv/new", "/srv/new/locks"]
 

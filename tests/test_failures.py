@@ -383,7 +383,7 @@ def test_a_mode_does_not_depend_on_the_umask(tmp_path: Path) -> None:
 # ---- The command line ----
 
 
-@pytest.mark.parametrize("verb", [v for v in VERBS if v not in ("branch", "install", "run", "run_detached")])
+@pytest.mark.parametrize("verb", [v for v in VERBS if v not in ("branch", "install", "run", "run_detached", "uninstall")])
 def test_a_folder_without_a_cloud_is_left_alone(
     machine: Machine, capsys: pytest.CaptureFixture[str], tmp_path: Path, verb: str
 ) -> None:
@@ -602,6 +602,8 @@ def test_a_folder_of_somebodys_is_not_used(machine: Machine, capsys: pytest.Capt
 
 def test_the_log_has_everything_with_the_time(machine: Machine, fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
     fake("mount", "echo said by mount; exit 32")
+    nova.HOME.mkdir()
+    nova.MACHINE.mkdir(parents=True)
     folder = machine.path("/home/me/nova")
     assert nova.main(["install", str(folder)]) == 1
     log = (folder / "state/log/nova.log").read_text().splitlines()

@@ -9,7 +9,7 @@ import pytest
 
 import nova
 
-from .conftest import Machine
+from .conftest import Machine, recorded
 
 Fake = Callable[..., None]
 DEFAULT6 = f"{'0' * 32} 00 {'0' * 32} 00 fe80{'0' * 27}1 00000400 00000001 00000000 00450003     eth0\n"
@@ -138,10 +138,6 @@ def bridged(fake: Fake, machine: Machine) -> Machine:
     return machine
 
 
-def recorded() -> list[str]:
-    return (nova.STATE / "record").read_text().splitlines()
-
-
 @pytest.mark.parametrize(("manager", "here"), [("VlanManager", False), ("FlatDHCPManager", True), ("FlatManager", True)])
 def test_this_machine_is_on_a_flat_network(cfg: nova.Settings, bridged: Machine, manager: str, here: bool) -> None:
     nova.create_bridges(dataclasses.replace(cfg, NET_MAN=manager))
@@ -162,7 +158,7 @@ def test_a_spare_interface_joins_and_is_given_back(
     assert calls[first + 1 : first + 3] == [
         "ip link set eth2 up", "ovs-vsctl --db=unix:/run/nova.py/state/ovs/db.sock add-port br100 eth2",
     ]  # fmt: skip
-    assert recorded()[4:6] == [f"ip link set eth2 {was}", "sysctl -qw net/ipv6/conf/eth2/disable_ipv6=0"]
+    assert recorded()[2:4] == [f"ip link set eth2 {was}", "sysctl -qw net/ipv6/conf/eth2/disable_ipv6=0"]
 
 
 def test_routers_that_were_heard_are_heard_before_forwarding_is_on(cfg: nova.Settings, bridged: Machine, fake: Fake) -> None:

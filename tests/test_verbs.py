@@ -21,7 +21,7 @@ import pytest
 
 import nova
 
-from .conftest import EXPECTED, Leak, Machine
+from .conftest import EXPECTED, Leak, Machine, recorded
 
 Fake = Callable[..., None]
 Expect = Callable[[str], None]
@@ -46,6 +46,7 @@ def installable(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
     ready = lambda place: ("keystone.wsgi" if ":5000" in place else "mariadbd") in machine.transcript()
     monkeypatch.setattr(nova, "answers", ready)
     monkeypatch.setattr(nova, "register_services", lambda cfg: machine.fake("registered") or nova.do("registered"))
+    nova.MACHINE.mkdir(parents=True)
     machine.put("/srv/packages", "screen\n")
     machine.put("/usr/lib/python3/dist-packages/libvirt.py")
     machine.put("/usr/lib/python3/dist-packages/libvirtmod.so")
@@ -57,6 +58,7 @@ def installable(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
     for name, script in scripts.items():
         machine.fake(name, script)
     quiet = [
+        "cp",
         "chmod",
         "apt-get",
         "dpkg",
@@ -258,7 +260,7 @@ def test_novncs_page_is_unpacked_once_and_only_where_consoles_are_asked_for(
     for _ in "ab":
         assert nova.main(["install", folder(installable)]) == 0
         assert asked() == [
-            "apt-get download -qq -o APT::Sandbox::User=root novnc",
+            "apt-get download -qq --config-file /run/nova.py/state/cache/apt/conf -o APT::Sandbox::User=root novnc",
             "dpkg-deb --extract /run/nova.py/state/novnc/novnc_1_all.deb /run/nova.py/state/novnc",
         ]
 
@@ -300,7 +302,7 @@ def test_services_of_new_packages_do_not_start_and_those_that_were_enabled_are_d
         "DPKG_MAINTSCRIPT_PACKAGE=nova.py deb-systemd-helper disable new.service"
     ]
     assert not nova.POLICY.exists()
-    assert not nova.INSTALLED_BEFORE.exists()
+    assert not nova.INSTALLING.exists()
 
 
 def test_an_init_script_without_a_unit_does_not_start_at_the_next_boot(enabling: Path, machine: Machine) -> None:
@@ -323,8 +325,8 @@ def test_packages_cut_off_are_finished_by_the_next_call(enabling: Path, machine:
     machine.fake("apt-get")
     machine.put("/srv/packages", "\n".join(["screen", "mine", "new", "idle", *nova.distribution()["packages"], ""]))
     nova.install_packages(set(nova.distribution()["packages"]))
-    assert machine.called()[-1] == "DPKG_MAINTSCRIPT_PACKAGE=nova.py deb-systemd-helper disable new.service"
-    assert not nova.INSTALLED_BEFORE.exists()
+    assert machine.called()[-2] == "DPKG_MAINTSCRIPT_PACKAGE=nova.py deb-systemd-helper disable new.service"
+    assert not nova.INSTALLING.exists()
     machine.calls.unlink()
     nova.install_packages(set(nova.distribution()["packages"]))
     assert [line for line in machine.called() if not line.startswith("dpkg-query --show ")] == []
@@ -337,7 +339,7 @@ def test_a_machine_without_systemd_has_nothing_to_disable(cfg: nova.Settings, in
     installable.fake("apt-get", f'[ "${{!#}}" = update ] || echo new >>{installable.path("/srv/packages")}')
     nova.install_packages(set(nova.distribution()["packages"]))
     assert "--listfiles new" in installable.transcript()
-    assert not nova.INSTALLED_BEFORE.exists()
+    assert not nova.INSTALLING.exists()
 
 
 def test_what_was_installed_before_is_not_touched_by_an_upgrade(enabling: Path, machine: Machine) -> None:
@@ -546,7 +548,7 @@ def test_run_detached(runnable_installed: Machine, expect: Expect, capsys: pytes
 def test_run_detached_alone_installs_what_is_missing(runnable: Machine) -> None:
     assert nova.main(["run_detached", folder(runnable)]) == 0
     calls = " ".join(runnable.called())
-    steps = ("tar --extract", "apt-get", "uv --quiet", "useradd", "mariadb-install-db", "build.py", "cp --archive", "nft -f")
+    steps = ("tar --extract", "apt-get", "uv --quiet", "useradd", "mariadb-install-db", "build.py", "--sparse=always", "nft -f")
     assert sorted(steps, key=calls.index) == list(steps)
 
 
@@ -627,10 +629,10 @@ def test_bridges(cfg: nova.Settings, fake: Fake, machine: Machine, expect: Expec
     fake("sysctl", '[ "$1" != -n ] || echo 0')
     nova.create_bridges(cfg)
     expect(f"bridges-{datapath}")
-    undo = [f"ip link delete {name}" for name in ("br-ex", "br100", "br-int", "ovs-netdev")]
+    undo = ["ip link delete group 28272"]
     undo += ["ovs-dpctl del-dp system@ovs-system"] * (datapath == "kernel")
-    assert (nova.STATE / "record").read_text().splitlines() == [
-        *undo, "nft delete table ip nova_py", "sysctl -qw net.ipv4.ip_forward=0",
+    assert recorded() == [
+        "modprobe --remove openvswitch", *undo, "nft delete table ip nova_py", "sysctl -qw net.ipv4.ip_forward=0",
     ]  # fmt: skip
 
 
@@ -654,7 +656,7 @@ def test_forwarding_that_was_on_stays_on(cfg: nova.Settings, fake: Fake, machine
 
 def test_what_is_to_be_undone_is_recorded_before_it_is_done(cfg: nova.Settings, fake: Fake) -> None:
     fake("modprobe")
-    fake("ovs-vsctl", f"/bin/grep -q br-ex {nova.STATE}/record")  # fails where the record comes later
+    fake("ovs-vsctl", f"/bin/grep -q group {nova.STATE}/record")  # fails where the record comes later
     fake("ip")
     fake("sysctl", f'case "$*" in -n*) echo 0;; *ip_forward*) /bin/grep -q ip_forward=0 {nova.STATE}/record;; esac')
     fake("nft", f"/bin/grep -q nova_py {nova.STATE}/record")
@@ -888,9 +890,10 @@ def test_a_session_is_addressed_so_that_no_other_could_be_meant(cfg: nova.Settin
 @pytest.fixture
 def traces(made: Machine, fake: Fake) -> Machine:
     """A machine on which a cloud left its record, two taps and a domain; the other devices are somebody else's."""
-    made.put(
-        "/home/me/nova/state/record", "ip link delete br-ex\nsysctl -qw net.ipv4.ip_forward=0\nnft delete table ip nova_py\n"
-    )
+    lines = ("ip link delete br-ex", "sysctl -qw net.ipv4.ip_forward=0", "nft delete table ip nova_py")
+    made.put("/home/me/nova/state/record")
+    for line in lines:
+        nova.record(*line.split(), path=made.path("/home/me/nova/state/record"))
     made.put("/home/me/nova/state/libvirt/etc/qemu/instance-1.xml")
     for name, address, tap in (
         ("tap1", "fa:6e:70:00:00:01", True), ("tap2", "fe:16:3e:00:00:01", True), ("br0", "fa:6e:70:00:00:02", False),
@@ -927,7 +930,7 @@ def test_the_record_is_undone_last_first_and_a_failure_does_not_stop_it(cfg: nov
         nova.record(*line)
     nova.undo_recorded()
     assert machine.called() == ["three", "two 'two words'", "one 1"]
-    assert (nova.STATE / "record").read_text() == ""
+    assert recorded() == []
 
 
 def test_a_line_of_the_record_that_was_cut_off_stops_nothing(traces: Machine) -> None:
@@ -956,7 +959,7 @@ def test_an_undoing_that_is_cut_off_goes_on_where_it_was(
     monkeypatch.setattr(nova, "forgiven", lambda *words: tried(*words) if words[1] == "two" else interrupt())
     with pytest.raises(KeyboardInterrupt):
         nova.undo_recorded()
-    assert (nova.STATE / "record").read_text() == "one\n"
+    assert recorded() == ["one"]
 
 
 def interrupt() -> None:

@@ -16,7 +16,7 @@ import pytest
 
 import nova
 
-from .conftest import Machine
+from .conftest import Machine, recorded
 
 HIERARCHIES = "#subsys_name\thierarchy\tnum_cgroups\tenabled\ncpuacct\t2\t1\t1\nmemory\t4\t27\t1\ndevices\t5\t1\t1\n"
 NO_HIERARCHIES = HIERARCHIES.replace("\t2\t", "\t0\t").replace("\t4\t", "\t0\t").replace("\t5\t", "\t0\t")
@@ -146,7 +146,7 @@ def test_control_groups_that_were_not_there_are_taken_back(lxc: nova.Settings, m
     machine.path("/sys/fs/cgroup/memory/machine").mkdir()  # another libvirt's
     nova.record_groups()
     new = " ".join(str(nova.CGROUPS / name / "machine") for name in ("cpuacct", "devices"))
-    assert (nova.STATE / "record").read_text() == f"find {new} -depth -type d -delete\n"
+    assert recorded() == [f"find {new} -depth -type d -delete"]
 
 
 def test_wires_and_disks_are_as_containers_have_them(lxc: nova.Settings) -> None:

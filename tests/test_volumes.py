@@ -9,7 +9,7 @@ import pytest
 
 import nova
 
-from .conftest import Machine
+from .conftest import Machine, recorded
 
 TABLES = ("FOLDERS", "PRIVATE_FOLDERS", "CONFIG_FILES", "SERVERS", "CONTROL", "WORKERS", "DATABASES", "ENDPOINTS", "GROUPS")
 
@@ -150,9 +150,8 @@ def test_a_volume_group_is_recorded_before_it_is_made(volumes: nova.Settings, ma
     machine.fake("vgcreate", "exit 5")
     with pytest.raises(nova.Failure, match="vgcreate nova-volumes /dev/loop7"):
         nova.make_volumes(volumes)
-    assert (nova.STATE / "record").read_text() == (
-        "losetup --detach /dev/loop7\nvgremove --force nova-volumes\nvgchange --activate n nova-volumes\n"
-    )
+    undo = ["losetup --detach /dev/loop7", "vgremove --force nova-volumes", "vgchange --activate n nova-volumes"]
+    assert recorded() == undo
 
 
 def test_without_volumes_there_is_no_room(cfg: nova.Settings, machine: Machine) -> None:

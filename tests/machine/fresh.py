@@ -1,0 +1,104 @@
+"""A machine as its distribution installs it, in a folder: a root file system of debootstrap's, entered by systemd-nspawn."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+
+from .conftest import NOVA_PY
+
+BASE = NOVA_PY.parent / ".tool/fresh"  # made once; a machine is a copy of it
+TOOLS = {"debootstrap": "debootstrap", "systemd-nspawn": "systemd-container"}
+INCLUDED = "--include=systemd,systemd-sysv,dbus,sudo,python3,ca-certificates,iproute2,procps"
+# how this machine reaches its registries: the new one does as well
+WAYS = ("etc/apt/sources.list", "etc/apt/sources.list.d", "etc/resolv.conf", "etc/ssl/certs", "usr/local/share/ca-certificates")
+NAMES = ("SSL_CERT_FILE", "PIP_INDEX_URL", "UV_INDEX_URL", "UV_DEFAULT_INDEX", "http_proxy", "https_proxy", "no_proxy")
+# what changes by itself, or is the record of what was done
+PASSING = (
+    "/dev", "/proc", "/run", "/sys", "/tmp", "/var/tmp", "/root/main", "/etc/ld.so.cache", "/etc/.pwd.lock", "/var/log/apt",  # noqa: S108
+    "/var/log/dpkg.log", "/var/log/alternatives.log", "/var/log/journal", "/var/log/wtmp", "/var/log/lastlog",
+    "/var/cache/ldconfig", "/var/cache/debconf", "/var/lib/dpkg/status-old", "/var/lib/dpkg/lock", "/var/lib/dpkg/triggers",
+    "/var/lib/dpkg/lock-frontend", "/var/lib/dpkg/info/format", "/var/lib/systemd", "/etc/machine-id", "/etc/resolv.conf",
+    *(f"/etc/{name}-" for name in ("passwd", "shadow", "group", "gshadow", "subuid", "subgid")),
+)  # fmt: skip
+
+
+def call(*words: object) -> str:
+    """A command on this machine that must work; what it said."""
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def make_base() -> None:
+    """Debian as debootstrap makes it, of this machine's release and from where this machine's packages come."""
+    if (BASE / "root/made").exists():
+        return
+    if missing := [package for program, package in TOOLS.items() if not shutil.which(program)]:
+        call("apt-get", "-qq", "update")
+        call("env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq", "install", "-y", "--no-install-recommends", *missing)
+    sources = call("apt-get", "indextargets", "--format", "$(SITE) $(RELEASE)", "Created-By: Packages").splitlines()
+    site, release = sorted(sources, key=len)[0].split()  # NAME, not NAME-updates or NAME-security
+    shutil.rmtree(BASE, ignore_errors=True)
+    call("debootstrap", "--variant=minbase", INCLUDED, release, BASE, site)
+    for name in WAYS:
+        place = Path("/") / name
+        copy = ("cp", "--recursive", "--dereference", "--no-target-directory", place, BASE / name)
+        call("rm", "--recursive", "--force", BASE / name)
+        call(*copy) if place.exists() else None
+    (BASE / "root/made").touch()
+
+
+class Fresh:
+    """The new machine, with nova.py in /root/main; it shares this one's network and kernel."""
+
+    def __init__(self, folder: Path) -> None:
+        make_base()
+        self.root = folder / "root"
+        call("cp", "--archive", "--reflink=auto", BASE, self.root)
+        files = call("git", "-c", f"safe.directory={NOVA_PY.parent}", "-C", NOVA_PY.parent, "ls-files").split()
+        (self.root / "root/main").mkdir()
+        for name in files:
+            (place := self.root / "root/main" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(NOVA_PY.parent / name, place)
+
+    def command(self, *words: str) -> list[str]:
+        """What runs a command there."""
+        own = [f"--setenv={name}={os.environ[name]}" for name in NAMES if name in os.environ]
+        devices = [f"--bind={path}" for path in ("/dev/net/tun", "/dev/kvm") if Path(path).exists()]
+        options = [
+            "--quiet",
+            "--register=no",
+            "--keep-unit",
+            "--as-pid2",
+            "--resolv-conf=off",
+            "--console=pipe",
+            "--chdir=/root/main",
+        ]
+        return ["systemd-nspawn", *options, *own, *devices, f"--directory={self.root}", *words]
+
+    def run(self, *words: str) -> tuple[int, str]:
+        """A command there: its exit code, and what it said."""
+        done = subprocess.run(
+            self.command(*words), env={**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+        )  # fmt: skip
+        return done.returncode, done.stdout
+
+    def look(self) -> dict[str, str]:
+        """Every file: its mode, owner and content."""
+        found = {}
+        for folder, folders, files in os.walk(self.root):
+            inside = "/" + folder.removeprefix(str(self.root)).lstrip("/")
+            folders[:] = [name for name in folders if os.path.join(inside, name) not in PASSING]
+            for name in (name for name in (*folders, *files) if os.path.join(inside, name) not in PASSING):
+                path = Path(folder, name)
+                seen = path.lstat()
+                kind = path.readlink() if path.is_symlink() else ""
+                kind = hashlib.sha256(path.read_bytes()).hexdigest()[:12] if stat.S_ISREG(seen.st_mode) else kind
+                found[os.path.join(inside, name)] = f"{seen.st_mode:o} {seen.st_uid}:{seen.st_gid} {kind}"
+        return found
