@@ -2613,7 +2613,7 @@ def create_networks(cfg: Settings) -> None:
 
 def route_private(cfg: Settings) -> None:
     """This machine knows the way to the instances' IPv6 addresses, which have no translation; it goes with br-ex."""
-    router = cloud(cfg).network.find_router("router") if cfg.USE_IPV6 else None
+    router = next(cloud(cfg).network.routers(name="router"), None) if cfg.USE_IPV6 else None
     gateway: dict[str, Any] = (router and router.external_gateway_info) or {}  # a user may have deleted either
     for address in (each["ip_address"] for each in gateway.get("external_fixed_ips", ()) if ":" in each["ip_address"]):
         do_again("ip", "-6", "route", "replace", str(ranges_v6(cfg)[0]), "via", address, "dev", "br-ex")

@@ -83,6 +83,7 @@ def network(monkeypatch: pytest.MonkeyPatch, fake: Fake) -> MagicMock:
     admin.network.create_network.side_effect = lambda name, **_: MagicMock(id=f"id of {name}")
     addresses = [{"ip_address": "10.6.0.2"}, {"ip_address": "fd6e:6f76:6170:1::9"}]
     admin.network.create_router.return_value.external_gateway_info = {"external_fixed_ips": addresses}
+    admin.network.routers.side_effect = lambda name: iter([admin.network.create_router.return_value])
     monkeypatch.setattr(nova, "cloud", MagicMock(return_value=admin))
     fake("ip")
     return admin.network  # type: ignore[no-any-return]
@@ -188,3 +189,12 @@ def test_fixed_range_v6_is_at_least_two_networks(value: str) -> None:
     assert refused({"USE_IPV6": "1", "FIXED_RANGE_V6": value}).startswith(
         f"FIXED_RANGE_V6={value}: not a range of IPv6 networks ("
     )
+
+
+@pytest.mark.parametrize("routers", [[], [MagicMock(external_gateway_info=None)]])
+def test_a_router_that_a_user_deleted_stops_no_start(
+    cfg: nova.Settings, network: MagicMock, machine: Machine, routers: list[MagicMock]
+) -> None:
+    network.routers.side_effect = lambda name: iter(routers)
+    nova.route_private(dataclasses.replace(cfg, USE_IPV6=True))
+    assert machine.called() == []
