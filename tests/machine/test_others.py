@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -65,6 +66,13 @@ def call(*words: str, **options: Any) -> str:
     if done.returncode:
         raise subprocess.SubprocessError(f"{' '.join(words)}: {done.stdout}{done.stderr}")
     return done.stdout
+
+
+def link_state(name: str) -> list[Any]:
+    """What somebody gave to an interface: what comes and goes with a neighbour is not asked for."""
+    link = json.loads(call("ip", "-j", "address", "show", name))[0]
+    given = [link.get(key) for key in ("ifname", "address", "mtu", "master", "txqlen")]
+    return [*given, "UP" in link["flags"], [each["local"] for each in link["addr_info"] if each["family"] == "inet"]]
 
 
 class Others:
@@ -139,8 +147,8 @@ class Others:
         of_rabbit = {"env": {**os.environ, **self.rabbit}}
         return {
             "processes": sorted((each.pid, each.create_time()) for each in self.ours()),
-            "links": {name: re.sub(r"qlen \d+|state \w+| tentative", "", call("ip", "address", "show", name)) for name in links},
-            "routes": sorted(line for line in call("ip", "route").splitlines() if "their" in line or "virbr7" in line),
+            "links": [link_state(name) for name in links],
+            "routes": sorted(re.sub(" linkdown| $", "", line) for line in call("ip", "route").splitlines() if re.search("their|virbr7", line)),
             "nftables": call("nft", "--stateless", "list", "table", "inet", "theirs"),
             "iptables": [line for table in ("filter", "nat") for line in call("iptables", "-t", table, "-S").splitlines()],
             "bridge": sorted(path.name for path in Path("/sys/class/net/their-br/brif").iterdir()),
