@@ -148,7 +148,7 @@ class Others:
         return {
             "processes": sorted((each.pid, each.create_time()) for each in self.ours()),
             "links": [link_state(name) for name in links],
-            "routes": sorted(re.sub(" linkdown| $", "", line) for line in call("ip", "route").splitlines() if re.search("their|virbr7", line)),
+            "routes": sorted(re.findall("^.*?(?:their-br|virbr7)", call("ip", "route"), re.M)),
             "nftables": call("nft", "--stateless", "list", "table", "inet", "theirs"),
             "iptables": [line for table in ("filter", "nat") for line in call("iptables", "-t", table, "-S").splitlines()],
             "bridge": sorted(path.name for path in Path("/sys/class/net/their-br/brif").iterdir()),
