@@ -1120,7 +1120,12 @@ def other_folders(cfg: Settings) -> list[str]:
 def note_brought(coming: Sequence[str] = ()) -> None:
     """Packages are coming, or have come: with what. Now there may be programs that show what was not seen before."""
     was, now, brought, before = kept(INSTALLING), look_at_machine(OF_PACKAGES), kept(BROUGHT), kept(BEFORE)
-    new = {what: (coming or ()) if what == "packages" else (now[what] or {}).keys() - was[what] for what in OF_PACKAGES}
+    new = {what: list(coming) if what == "packages" else sorted((now[what] or {}).keys() - was[what]) for what in OF_PACKAGES}
+    if (dpkgs := Path("/var/log/dpkg.log")).exists():  # a call that was cut off: what is younger is not of packages
+        for what in ("files", "folders"):
+            new[what] = [name for name in new[what] if Path(name).lstat().st_ctime <= dpkgs.stat().st_mtime + 1]
+    for what in ("users", "groups"):  # no people
+        new[what] = [name for name in new[what] if int((now[what] or {})[name].split(":")[2]) < 1000]
     write_file(BROUGHT, json.dumps({what: sorted({*brought.get(what, ()), *new[what]}) for what in OF_PACKAGES}), 0o600)
     unseen = [what for what in LOOKS if before.get(what) is None]
     write_file(BEFORE, json.dumps({**before, **look_at_machine(unseen)}), 0o600)
