@@ -11,7 +11,7 @@ A real OpenStack Nova on this machine by one command, and back again: nova.sh, f
   terminate [DIR]        end every instance and every volume
   clean [DIR]            end the session and every process that it started
   scrub [DIR]            remove what a cloud left on the machine: bridges, rules, domains
-  uninstall [DIR] [--keep-cache]  remove the rest: packages, users, DIR; the machine is as before, or what differs is told
+  uninstall [DIR] [--keep-cache]  remove the rest, packages too; tell what differs from before the first command
   settings               every variable with its value and its meaning
 
 run does what is missing first, so one command is enough:  sudo python3 nova.py run
