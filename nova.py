@@ -837,12 +837,16 @@ def make_folder(path: Path) -> None:
         do("mkdir", missing)
 
 
+NOT_OURS: list[str] = []  # what was mounted before private_mounts
+
+
 def private_mounts(cfg: Settings) -> None:
     """DIR is at /run/nova.py, libvirt and network namespaces are the cloud's own: for nova.py and for all it starts.
 
     bootstrap called unshare, so nobody else sees these mounts: there is nothing to undo, the machine's own libvirt is
     never touched, a home folder need not be opened for QEMU, and whoever has HOME mounted is a process of this cloud.
     """
+    NOT_OURS[:] = lines_of("/proc/self/mountinfo")
     make_folder(HOME)
     do("mount", "--bind", cfg.DIR.resolve(), HOME)
     if cfg.LIBVIRT_TYPE != "kvm" and Path("/dev/kvm").exists():
@@ -878,8 +882,8 @@ def private_libvirt(cfg: Settings) -> None:
 
 def leave_mounts() -> None:
     """Out of the private mounts: what is removed from here on is the machine's."""
-    ours, callers = ([line.split()[4] for line in lines_of(f"/proc/{who}/mountinfo")] for who in ("self", os.getppid()))
-    for place in reversed(list((collections.Counter(ours) - collections.Counter(callers)).elements())):
+    ours = [line.split()[4] for line in lines_of("/proc/self/mountinfo") if line not in NOT_OURS]
+    for place in reversed(ours if NOT_OURS else []):
         forgiven(do, "umount", "--lazy", place)
 
 

@@ -70,7 +70,7 @@ class Fresh:
 
     def command(self, *words: str) -> list[str]:
         """What runs a command there."""
-        own = ("--mount", "--pid", "--fork", "--kill-child", f"--mount-proc={self.root}/proc")
+        own = ("--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
         return ["unshare", *own, f"--root={self.root}", "--wd=/root/main", *words]
 
     def run(self, *words: str) -> tuple[int, str]:
