@@ -13,7 +13,7 @@ A real OpenStack Nova on this machine by one command, and back again: nova.sh, f
   terminate [DIR]        end every instance and every volume
   clean [DIR]            end the session and every process that it started
   scrub [DIR]            remove what a cloud left on the machine: bridges, rules, domains; nothing can be started then
-  uninstall [DIR] [--keep-cache]  remove the rest: packages, users, DIR; the machine is as before, or what differs is told
+  uninstall [DIR] [--keep-cache]  remove the rest, packages too; tell what differs from before the first command
   settings               every variable with its value and its meaning
 
 run does what is missing first, so one command is enough:  sudo python3 nova.py run
@@ -893,12 +893,16 @@ def make_folder(path: Path) -> None:
         do("mkdir", missing)
 
 
+NOT_OURS: list[str] = []  # what was mounted before private_mounts
+
+
 def private_mounts(cfg: Settings) -> None:
     """DIR is at /run/nova.py, libvirt and network namespaces are the cloud's own: for nova.py and for all it starts.
 
     bootstrap called unshare, so nobody else sees these mounts: there is nothing to undo, the machine's own libvirt is
     never touched, a home folder need not be opened for QEMU, and whoever has HOME mounted is a process of this cloud.
     """
+    NOT_OURS[:] = lines_of("/proc/self/mountinfo")
     make_folder(HOME)
     do("mount", "--bind", cfg.DIR.resolve(), HOME)
     if cfg.LIBVIRT_TYPE != "kvm" and Path("/dev/kvm").exists():
@@ -934,8 +938,8 @@ def private_libvirt(cfg: Settings) -> None:
 
 def leave_mounts() -> None:
     """Out of the private mounts: what is removed from here on is the machine's."""
-    ours, callers = ([line.split()[4] for line in lines_of(f"/proc/{who}/mountinfo")] for who in ("self", os.getppid()))
-    for place in reversed(list((collections.Counter(ours) - collections.Counter(callers)).elements())):
+    ours = [line.split()[4] for line in lines_of("/proc/self/mountinfo") if line not in NOT_OURS]
+    for place in reversed(ours if NOT_OURS else []):
         forgiven(do, "umount", "--lazy", place)
 
 
@@ -1176,7 +1180,12 @@ def other_folders(cfg: Settings) -> list[str]:
 def note_brought(coming: Sequence[str] = ()) -> None:
     """Packages are coming, or have come: with what. Now there may be programs that show what was not seen before."""
     was, now, brought, before = kept(INSTALLING), look_at_machine(OF_PACKAGES), kept(BROUGHT), kept(BEFORE)
-    new = {what: (coming or ()) if what == "packages" else (now[what] or {}).keys() - was[what] for what in OF_PACKAGES}
+    new = {what: list(coming) if what == "packages" else sorted((now[what] or {}).keys() - was[what]) for what in OF_PACKAGES}
+    if (dpkgs := Path("/var/log/dpkg.log")).exists():  # a call that was cut off: what is younger is not of packages
+        for what in ("files", "folders"):
+            new[what] = [name for name in new[what] if Path(name).lstat().st_ctime <= dpkgs.stat().st_mtime + 1]
+    for what in ("users", "groups"):  # no people
+        new[what] = [name for name in new[what] if int((now[what] or {})[name].split(":")[2]) < 1000]
     write_file(BROUGHT, json.dumps({what: sorted({*brought.get(what, ()), *new[what]}) for what in OF_PACKAGES}), 0o600)
     unseen = [what for what in LOOKS if before.get(what) is None]
     write_file(BEFORE, json.dumps({**before, **look_at_machine(unseen)}), 0o600)

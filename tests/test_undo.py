@@ -271,3 +271,19 @@ def test_a_folder_that_has_no_cloud_is_told_where_there_are_others(machine: Mach
     machine.put(nova.CLOUDS, json.dumps({str(machine.path("/home/you/nova")): ""}))
     assert nova.main(["uninstall", str(tmp_path / "nowhere")]) == 1
     assert nova.MACHINE.exists()
+
+
+def test_what_others_made_while_packages_came_is_theirs(installed: nova.Settings, machine: Machine) -> None:
+    machine.put("/etc/passwd", "")
+    nova.write_file(nova.INSTALLING, json.dumps(nova.look_at_machine(nova.OF_PACKAGES)))
+    machine.put("/etc/passwd", "them:x:1000:1000::/home/them:/bin/bash\nserver:x:900:900::/:/bin/false\n")
+    log = machine.put("/var/log/dpkg.log")
+    machine.put("/etc/by-a-package")
+    os.utime(machine.put("/etc/theirs"))
+    os.utime(log, (1, machine.path("/etc/theirs").lstat().st_ctime - 2))
+    nova.note_brought()
+    assert set(nova.kept(nova.BROUGHT)["users"]) == {"came", "server"}
+    assert not [name for name in nova.kept(nova.BROUGHT)["files"] if name.endswith(("theirs", "by-a-package"))]
+    os.utime(log)
+    nova.note_brought()
+    assert [Path(name).name for name in nova.kept(nova.BROUGHT)["files"]][:1] == ["by-a-package"]

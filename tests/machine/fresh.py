@@ -1,4 +1,4 @@
-"""A machine as its distribution installs it, in a folder: a root file system of debootstrap's, entered by systemd-nspawn."""
+"""A machine as its distribution installs it, in a folder: a root file system of debootstrap's, with processes of its own."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ import shutil
 import stat
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from .conftest import NOVA_PY
 
 BASE = NOVA_PY.parent / ".tool/fresh"  # made once; a machine is a copy of it
-TOOLS = {"debootstrap": "debootstrap", "systemd-nspawn": "systemd-container"}
 INCLUDED = "--include=systemd,systemd-sysv,dbus,sudo,python3,ca-certificates,iproute2,procps"
 # how this machine reaches its registries: the new one does as well
 WAYS = ("etc/apt/sources.list", "etc/apt/sources.list.d", "etc/resolv.conf", "etc/ssl/certs", "usr/local/share/ca-certificates")
-NAMES = ("SSL_CERT_FILE", "PIP_INDEX_URL", "UV_INDEX_URL", "UV_DEFAULT_INDEX", "http_proxy", "https_proxy", "no_proxy")
 # what changes by itself, or is the record of what was done
 PASSING = (
     "/dev", "/proc", "/run", "/sys", "/tmp", "/var/tmp", "/root/main", "/etc/ld.so.cache", "/etc/.pwd.lock", "/var/log/apt",  # noqa: S108
@@ -38,9 +37,9 @@ def make_base() -> None:
     """Debian as debootstrap makes it, of this machine's release and from where this machine's packages come."""
     if (BASE / "root/made").exists():
         return
-    if missing := [package for program, package in TOOLS.items() if not shutil.which(program)]:
+    if not shutil.which("debootstrap"):
         call("apt-get", "-qq", "update")
-        call("env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq", "install", "-y", "--no-install-recommends", *missing)
+        call("apt-get", "-qq", "install", "-y", "--no-install-recommends", "debootstrap")
     sources = call("apt-get", "indextargets", "--format", "$(SITE) $(RELEASE)", "Created-By: Packages").splitlines()
     site, release = sorted(sources, key=len)[0].split()  # NAME, not NAME-updates or NAME-security
     shutil.rmtree(BASE, ignore_errors=True)
@@ -60,6 +59,9 @@ class Fresh:
         make_base()
         self.root = folder / "root"
         call("cp", "--archive", "--reflink=auto", BASE, self.root)
+        call("mount", "--bind", self.root, self.root)
+        for place, *how in (("dev", "--bind", "/dev"), ("sys", "--bind", "/sys"), ("run", "-t", "tmpfs", "tmpfs")):
+            call("mount", *how, self.root / place)
         files = call("git", "-c", f"safe.directory={NOVA_PY.parent}", "-C", NOVA_PY.parent, "ls-files").split()
         (self.root / "root/main").mkdir()
         for name in files:
@@ -68,25 +70,13 @@ class Fresh:
 
     def command(self, *words: str) -> list[str]:
         """What runs a command there."""
-        own = [f"--setenv={name}={os.environ[name]}" for name in NAMES if name in os.environ]
-        devices = [f"--bind={path}" for path in ("/dev/net/tun", "/dev/kvm") if Path(path).exists()]
-        options = [
-            "--quiet",
-            "--register=no",
-            "--keep-unit",
-            "--as-pid2",
-            "--resolv-conf=off",
-            "--console=pipe",
-            "--chdir=/root/main",
-        ]
-        return ["systemd-nspawn", *options, *own, *devices, f"--directory={self.root}", *words]
+        own = ("--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
+        return ["unshare", *own, f"--root={self.root}", "--wd=/root/main", *words]
 
     def run(self, *words: str) -> tuple[int, str]:
         """A command there: its exit code, and what it said."""
-        done = subprocess.run(
-            self.command(*words), env={**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
-        )  # fmt: skip
+        options: Any = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        done = subprocess.run(self.command(*words), check=False, **options)
         return done.returncode, done.stdout
 
     def look(self) -> dict[str, str]:
@@ -102,3 +92,7 @@ class Fresh:
                 kind = hashlib.sha256(path.read_bytes()).hexdigest()[:12] if stat.S_ISREG(seen.st_mode) else kind
                 found[os.path.join(inside, name)] = f"{seen.st_mode:o} {seen.st_uid}:{seen.st_gid} {kind}"
         return found
+
+    def gone(self) -> None:
+        """Out of the way of rmtree, which would remove this machine's devices."""
+        call("umount", "--recursive", self.root)

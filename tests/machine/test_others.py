@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import shutil
@@ -67,6 +69,13 @@ def call(*words: str, **options: Any) -> str:
     return done.stdout
 
 
+def link_state(name: str) -> list[Any]:
+    """What somebody gave to an interface: what comes and goes with a neighbour is not asked for."""
+    link = json.loads(call("ip", "-j", "address", "show", name))[0]
+    given = [link.get(key) for key in ("ifname", "address", "mtu", "master", "txqlen")]
+    return [*given, "UP" in link["flags"], [each["local"] for each in link["addr_info"] if each["family"] == "inet"]]
+
+
 class Others:
     """Somebody's things on this machine, and how each is now."""
 
@@ -120,7 +129,8 @@ class Others:
     def ours(self) -> list[psutil.Process]:
         """Every process of theirs, with what they started; epmd and libvirt's went to process 1."""
         alike = [each for each in psutil.process_iter(["cmdline"]) if self.is_theirs(each)]
-        found = {each.pid: each for one in self.processes for each in (one, *one.children(recursive=True))}
+        running = [each for each in self.processes if each.is_running()]
+        found = {each.pid: each for one in running for each in (one, *one.children(recursive=True))}
         return list({**found, **{each.pid: each for each in alike}}.values())
 
     def is_theirs(self, process: psutil.Process) -> bool:
@@ -139,8 +149,8 @@ class Others:
         of_rabbit = {"env": {**os.environ, **self.rabbit}}
         return {
             "processes": sorted((each.pid, each.create_time()) for each in self.ours()),
-            "links": {name: re.sub(r"qlen \d+|state \w+| tentative", "", call("ip", "address", "show", name)) for name in links},
-            "routes": sorted(line for line in call("ip", "route").splitlines() if "their" in line or "virbr7" in line),
+            "links": [link_state(name) for name in links],
+            "routes": sorted(re.findall("^.*?(?:their-br|virbr7)", call("ip", "route"), re.M)),
             "nftables": call("nft", "--stateless", "list", "table", "inet", "theirs"),
             "iptables": [line for table in ("filter", "nat") for line in call("iptables", "-t", table, "-S").splitlines()],
             "bridge": sorted(path.name for path in Path("/sys/class/net/their-br/brif").iterdir()),
@@ -159,7 +169,8 @@ class Others:
         for line in filter(None, TAKEN_BACK.splitlines()):
             subprocess.run(line.split(), check=False, capture_output=True)
         for each in reversed(theirs := self.ours()):
-            each.terminate()
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended with the one before
+                each.terminate()
         for each in psutil.wait_procs(theirs, timeout=20)[1]:
             each.kill()
 
@@ -242,9 +253,13 @@ def test_an_open_vswitch_of_theirs_is_named_and_left_alone(machine: Machine, oth
 
 
 def test_uninstall_leaves_them_and_finds_the_machine_as_it_was(machine: Machine, others: Others) -> None:
-    for process in others.ours():  # the last test's Open vSwitch
-        if process.name() in ("ovs-vswitchd", "ovsdb-server"):
-            process.terminate()
+    switch = [each for each in others.processes if each.name() in ("ovs-vswitchd", "ovsdb-server")]  # the last test's
+    for each in reversed(switch):
+        others.processes.remove(each)
+        each.terminate()
+        each.wait(20)
+    for name in {"their-ovs", "ovs-netdev"} & {path.name for path in Path("/sys/class/net").iterdir()}:
+        call("ip", "link", "delete", name)
     before = others.now()
     machine.nova("uninstall", "--keep-cache")
     assert others.now() == before

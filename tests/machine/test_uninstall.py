@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -24,7 +25,11 @@ def fresh(machine: Machine) -> Iterator[Fresh]:
     """One, for this module."""
     machine.nova("clean") if (machine.folder / "nova/state").exists() else None  # its ports are this machine's
     with tempfile.TemporaryDirectory(prefix="nova-test-fresh-", dir=Path.home()) as folder:
-        yield Fresh(Path(folder))
+        it = Fresh(Path(folder))
+        try:
+            yield it
+        finally:
+            it.gone()
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +50,8 @@ BY_APT = "^/var/(cache|lib)/apt/|^/var/lib/dpkg/available"  # by the user's own 
 
 
 def test_an_install_that_was_killed_is_taken_back(fresh: Fresh, before: dict[str, str]) -> None:
-    run = subprocess.Popen(
-        fresh.command("python3", "nova.py", "install"), env={**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
+    quiet: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+    run = subprocess.Popen(fresh.command("python3", "nova.py", "install"), **quiet)
     status = fresh.root / "var/lib/dpkg/status"
     half = lambda: run.poll() is None and len(re.findall("^Status: install ok unpacked", status.read_text(), re.M)) > 20
     eventually("packages that are unpacked and not configured", half, 300)
