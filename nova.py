@@ -2012,13 +2012,8 @@ def install_plugin(site: Path) -> None:
 
 
 WRITTEN_INTO_DATABASES = (
-    "HOST_IP",
-    "ADMIN_PASSWORD",
-    "SERVICE_PASSWORD",
-    "EC2_ACCESS_KEY",
-    "EC2_SECRET_KEY",
-    "CELL",
-    "VOLUMES_SIZE",
+    *("HOST_IP", "ADMIN_PASSWORD", "SERVICE_PASSWORD", "EC2_ACCESS_KEY", "EC2_SECRET_KEY", "CELL"),
+    "VOLUMES_SIZE",  # cinder's quota
 )
 
 

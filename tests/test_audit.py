@@ -2,6 +2,7 @@
 """What others' tools hold against the program (bandit) and against what uv.lock has locked (pip-audit): mended, or explained."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -41,7 +42,8 @@ def audited(lines: str, tmp_path: Path) -> list[dict[str, Any]]:
     wanted = tmp_path / "requirements.txt"
     wanted.write_text(lines)
     words = ["-m", "pip_audit", "--disable-pip", "--require-hashes", "--progress-spinner=off", "-f", "json", "-r", str(wanted)]
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+    env = {"PATH": os.environ["PATH"], "REQUESTS_CA_BUNDLE": "/etc/ssl/certs/ca-certificates.crt"}  # the machine's, as uv's are
+    done = subprocess.run([sys.executable, *words], env=env, capture_output=True, text=True, check=False)
     assert done.returncode in (0, 1) and done.stdout, done.stderr
     return list(json.loads(done.stdout)["dependencies"])
 
