@@ -31,7 +31,7 @@ def deaths(asked):
 
 def reason(asked):
     """What the instance says of itself."""
-    return exception.NovaException(f"a service died while this instance was being built: {'; '.join(deaths(asked))[:200]}")
+    return exception.NovaException(f"a service died while this instance was being built: {'; '.join(deaths(asked)[:2])}")
 
 
 def old(thing):

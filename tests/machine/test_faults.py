@@ -121,7 +121,9 @@ def service(cloud: Machine, window: str) -> psutil.Process | None:
     """The process of a window's service."""
     try:
         keeper = psutil.Process(int(read(cloud.folder / f"nova/state/run/{window}.pid") or 0))
-        running = [child for child in keeper.children(recursive=True) if child.name() not in ("sleep", "keep", "sh", "bash", "setpriv")]
+        running = [
+            child for child in keeper.children(recursive=True) if child.name() not in ("sleep", "keep", "sh", "bash", "setpriv")
+        ]
         return running[0] if running else None
     except (psutil.Error, ValueError):
         return None
@@ -132,7 +134,9 @@ def came_back(cloud: Machine, window: str, old: psutil.Process) -> bool:
 
 
 def metadata(cloud: Machine, address: str) -> bool:
-    return cloud.ssh(address, "timeout 9 wget -q -O - http://169.254.169.254/latest/meta-data/hostname || true").startswith("kept")
+    return cloud.ssh(address, "timeout 9 wget -q -O - http://169.254.169.254/latest/meta-data/hostname || true").startswith(
+        "kept"
+    )
 
 
 def makes_volumes(api: Api) -> bool:
