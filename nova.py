@@ -622,6 +622,8 @@ AT_WORK = threading.local()  # .bar: this thread's, while it is in a step
 
 def start_log(cfg: Settings) -> None:
     """Everything goes to DIR/state/log/nova.log, with the time; -v shows it on the screen as well."""
+    if DRY_RUN:
+        return
     path = cfg.DIR / "state/log/nova.log"
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path)
@@ -640,7 +642,7 @@ def say(line: str) -> None:
 def step(what: str) -> Iterator[None]:
     """Say what is being done and at which second; a Failure inside is told with it."""
     started = time.monotonic()
-    say(f"{started - BEGAN:6.1f} s  {what}")
+    say(f"{started - BEGAN:6.1f} s  {what}") if not DRY_RUN else print(f"\n# {what}")
     AT_WORK.bar = bar = BARS.add_task(what, total=None, said="")
     try:
         yield
@@ -663,7 +665,48 @@ def in_parallel(*functions: Callable[[], Any]) -> None:
             done.result()
 
 
-# ---- Commands: do changes the machine, ask only looks ----
+# ---- Changes: each is said as a line for a shell and then made; with --dry-run it is only said ----
+
+DRY_RUN = "--dry-run" in sys.argv
+
+
+def change(line: str, make: Callable[[], Any], text: str = "") -> Any:
+    """The gate that every change of the machine goes through: what `make` returns; None with --dry-run.
+
+    `line` does the same in a shell, reading `text`; secrets stand in it by their names.
+    """
+    log.debug("+ %s", hidden(line))
+    if not DRY_RUN:
+        return make()
+    escaped = re.sub(r"[\\$`]", r"\\\g<0>", text.removesuffix("\n"))
+    print(hidden(f"{line} <<END\n{escaped}\nEND" if text else line), flush=True)
+
+
+def hidden(text: str) -> str:
+    """The same with $NAME for each secret that is known."""
+    given = {name: os.environ.get(name, "") for name in SECRETS}
+    for name, secret in {**given, **passwords(STATE)}.items():
+        text = text.replace(secret, f"${name}") if secret else text
+    return text
+
+
+def make_folder(path: Path, mode: int = 0o755) -> None:
+    """A folder, with those on the way to it; one that is there stays as it is."""
+    if not path.is_dir():
+        change(f"mkdir --parents --mode={mode:o} {path}", lambda: path.mkdir(mode, parents=True, exist_ok=True))
+
+
+def remove(*paths: Path) -> None:
+    """Files, links and folders, with all that is in them; those that are there."""
+    if there := [path for path in paths if os.path.lexists(path)]:
+        line = shlex.join(["rm", "--recursive", "--force", *map(str, there)])
+        change(line, lambda: [shutil.rmtree(p) if p.is_dir() and not p.is_symlink() else p.unlink() for p in there])
+
+
+def move(old: Path, new: Path) -> None:
+    """A file or a folder gets another name."""
+    change(f"mv --no-target-directory {old} {new}", lambda: old.rename(new))
+
 
 # What commands say is read, by the log's reader at least; and a Python in front of the distribution's breaks its programs.
 PLAIN = {"LC_ALL": "C.UTF-8", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin"}
@@ -677,7 +720,13 @@ def do(*argv: object, user: str = ROOT, text: str = "", env: Mapping[str, str] =
     words = [str(word) for word in argv]
     if user != ROOT:
         words = ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", *words]
-    log.debug("+ %s", shlex.join(words))
+    line = [f"{name}={shlex.quote(value)}" for name, value in env.items()]
+    line += ["env", f"--chdir={cwd}"] if str(cwd) != "/" else []
+    change(" ".join([*line, shlex.join(words)]), lambda: carry_out(words, text, env, cwd, hint), text)
+
+
+def carry_out(words: list[str], text: str, env: Mapping[str, str], cwd: object, hint: str) -> None:
+    """Run a command for `do`."""
     tail: collections.deque[str] = collections.deque(maxlen=20)
     bar = getattr(AT_WORK, "bar", None)
 
@@ -708,8 +757,8 @@ def ask(*argv: object, ok: tuple[int, ...] = (0,), default: str | None = None) -
     except sh.SignalException_SIGINT:
         raise KeyboardInterrupt from None
     except (sh.CommandNotFound, sh.ErrorReturnCode) as error:
-        if default is not None:
-            return default
+        if default is not None or DRY_RUN:  # there, what would come first may have been what it asks about
+            return default or ""
         why = error.stderr.decode(errors="replace") if isinstance(error, sh.ErrorReturnCode) else "it is not installed"
         raise Failure(f"{shlex.join(words)} failed", tail=tuple(why.splitlines()[-20:])) from None
 
@@ -727,6 +776,8 @@ def wait_for(what: str, ready: Callable[[], object], seconds: float, service: Se
 
     A probe may raise: its last error is told when the time is up. The death of `service` in its window ends the wait.
     """
+    if DRY_RUN:
+        return print(f"# wait until this is ready: {what}")
     began, last = time.monotonic(), "it never answered"
     while time.monotonic() < began + seconds:
         try:
@@ -773,11 +824,18 @@ def render(text: str, cfg: Settings) -> str:
 
 def write_file(path: Path, content: str | bytes, mode: int = 0o644, owner: str = ROOT) -> None:
     """Write it whole or not at all, readable for nobody too early."""
+    whose = os.environ.get("SUDO_UID", ROOT) if owner == "caller" else owner
+    text = content if isinstance(content, str) else content.decode()
+    change(f"install --mode={mode:o} --owner={whose} /dev/stdin {path}", lambda: put_file(path, text, mode, owner), text)
+
+
+def put_file(path: Path, content: str, mode: int, owner: str) -> None:
+    """Write a file for write_file."""
     new = path.with_name(path.name + ".new")
     new.unlink(missing_ok=True)
     with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
         os.fchmod(file.fileno(), mode)
-        file.write(content.encode() if isinstance(content, str) else content)
+        file.write(content.encode())
     give(new, owner)
     new.rename(path)
 
