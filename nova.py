@@ -802,6 +802,8 @@ def values(cfg: Settings) -> dict[str, Any]:
     """What templates may name: settings, paths, ports, passwords."""
     chosen = asdict(cfg)
     known = passwords(STATE)
+    if DRY_RUN:  # those that install would make have names only
+        known = {name: f"${name}" for name in SECRETS if not chosen[name]} | known
     urls = {name: string.Template(url).safe_substitute(known) for name, url in DATABASE_URLS[cfg.USE_MYSQL].items()}
     machine = {"HOSTNAME": socket.gethostname(), "DATAPATH": "system" if has_kernel_datapath() else "netdev"}
     machine |= {"CONFIG_DRIVE": str(not MANAGERS[cfg.NET_MAN].dhcp)}
@@ -851,10 +853,15 @@ def give(path: Path, owner: str) -> None:
 
 def record(*undo: object) -> None:
     """Write down the command that takes back what comes next, before it comes."""
-    with open(STATE / "record", "a") as file:
-        file.write(shlex.join(map(str, undo)) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    line = shlex.join(map(str, undo)) + "\n"
+
+    def append() -> None:
+        with open(STATE / "record", "a") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+
+    change(f"cat >>{STATE}/record", append, line)
 
 
 def undo_recorded() -> None:
@@ -885,7 +892,7 @@ def private_mounts(cfg: Settings) -> None:
         forgiven(do, "umount", "--recursive", "--lazy", CGROUPS)  # libvirt would look for groups where it finds version 2
         do("mount", "-t", "tmpfs", "tmpfs", CGROUPS)
         for name in CONTROLLERS:
-            (CGROUPS / name).mkdir()
+            make_folder(CGROUPS / name)
             do("mount", "-t", "cgroup", "-o", name, "cgroup", CGROUPS / name)
 
 
@@ -901,8 +908,8 @@ def has_cgroup2() -> bool:
 def private_libvirt(cfg: Settings) -> None:
     """The rest of private_mounts; not before packages are installed, whose files belong to the machine."""
     for machine, own in rows(cfg, PRIVATE_FOLDERS):
-        Path(machine).mkdir(parents=True, exist_ok=True)
-        (HOME / own).mkdir(parents=True, exist_ok=True)
+        make_folder(Path(machine))
+        make_folder(HOME / own)
         do("mount", "--bind", HOME / own, machine)
 
 
@@ -942,6 +949,12 @@ def container_of(process: int) -> str:
 
 def end_processes(those: list[psutil.Process], seconds: float) -> None:
     """Ask them to end (SIGTERM), wait for so long, and make the rest (SIGKILL), with what they started."""
+    if those:
+        change(shlex.join(["kill", *(str(process.pid) for process in those)]), lambda: end_now(those, seconds))
+
+
+def end_now(those: list[psutil.Process], seconds: float) -> None:
+    """End processes for end_processes."""
     for process in those:
         with contextlib.suppress(psutil.Error):
             process.terminate()
@@ -962,14 +975,15 @@ def session(cfg: Settings) -> int:
 
 def to_screen(cfg: Settings, *command: object) -> None:
     """Have the session carry out a command of screen's own."""
-    do("screen", "-S", f"{session(cfg)}.{cfg.SCREEN_NAME}", "-X", *command)  # the name alone would match longer ones
+    name = f"{found}.{cfg.SCREEN_NAME}" if (found := session(cfg)) else cfg.SCREEN_NAME  # which would match longer ones
+    do("screen", "-S", name, "-X", *command)
 
 
 def open_window(cfg: Settings, service: Service) -> None:
     """Open the service's window: a shell whose first command is the service, so up-arrow starts it again."""
     command = f"keep {service.window} {service.user} {render(service.command, cfg)}"
     file = STATE / f"run/{service.window}.rc"
-    file.with_suffix(".died").unlink(missing_ok=True)
+    remove(file.with_suffix(".died"))
     write_file(file, f". {CONF}/window\nhistory -s {shlex.quote(command)}\n{command}\n")
     to_screen(cfg, "screen", "-t", service.window, "bash", "--rcfile", file, "-i")
 
@@ -1429,9 +1443,11 @@ def branch(cfg: Settings, word: str = "") -> None:
         install_packages(set(needed))
     with step("Fetch nova's source"):
         fresh = fetch(cfg, source)
-        check_tree(fresh, word)
+        if not DRY_RUN:
+            check_tree(fresh, word)
     with step(f"Put it into {cfg.DIR}"):
-        put_tree(fresh)
+        remove_old = shlex.join(["rm", "--recursive", "--force", *(f"{HOME}/{name}" for name in tree()["top"])])
+        change(f"{remove_old}; mv --target-directory={HOME} {fresh}/*", lambda: put_tree(fresh))
 
 
 def fetch(cfg: Settings, source: Source) -> Path:
@@ -1439,8 +1455,8 @@ def fetch(cfg: Settings, source: Source) -> Path:
     kind, url, ref = source
     more = dict[str, Any](env={"GIT_TERMINAL_PROMPT": "0"}, hint="check SOURCE and the network")
     fresh = STATE / "branch/nova"
-    shutil.rmtree(fresh.parent, ignore_errors=True)
-    fresh.parent.mkdir()
+    remove(fresh.parent)
+    make_folder(fresh.parent)
     if kind == "git":
         commit = re.fullmatch("[0-9a-f]{40}", ref)  # clone takes names only
         name = ("--branch", ref) if ref and not commit else ()
@@ -1455,11 +1471,11 @@ def fetch(cfg: Settings, source: Source) -> Path:
             raise Failure(f"SOURCE {url}: {cfg.DIR} is inside of it", "name a DIR elsewhere", code=2)
         do("cp", "--archive", "--reflink=auto", "--no-target-directory", url, fresh)
         if (fresh / ".git").is_file():  # of a linked work tree: what is committed here would change that one
-            (fresh / ".git").unlink()
+            remove(fresh / ".git")
     else:
-        fresh.mkdir()
+        make_folder(fresh)
         do("tar", "--extract", "--no-same-owner", "--file", url or released(ref), "--directory", fresh)
-        if len(inside := list(fresh.iterdir())) == 1:
+        if len(inside := [fresh / "nova-*"] if DRY_RUN else list(fresh.iterdir())) == 1:
             return inside[0]
     return fresh
 
@@ -1475,8 +1491,8 @@ def released(version: str) -> Path:
             raise Failure(f"SOURCE pypi:nova=={version}: {page} names no such release", code=2)
         file = {"url": urllib.parse.urljoin(page, found[1]), "hash": found[2].replace("=", ":")}
     packed = STATE / "cache/nova.tar.gz"
-    packed.parent.mkdir(exist_ok=True)
-    packed.write_bytes(download(file["url"], file["hash"]))
+    make_folder(packed.parent)
+    change(f"curl --output {packed} {file['url']}", lambda: packed.write_bytes(download(file["url"], file["hash"])))
     return packed
 
 
@@ -1626,6 +1642,8 @@ def no_services() -> Iterator[None]:
         yield
     finally:
         remove_policy()
+    if DRY_RUN:
+        return print(f"rm {POLICY}\n# disable each service that these packages bring: deb-systemd-helper disable UNIT")
     new = installed_packages() - set(INSTALLED_BEFORE.read_text().split())
     files = ask("dpkg-query", "--listfiles", *sorted(new)) if new else ""
     units = re.findall(r"/systemd/system/([^/\s]+)$", files, re.M)
@@ -1635,13 +1653,13 @@ def no_services() -> Iterator[None]:
     for script in re.findall(r"^/etc/init\.d/([^/\s]+)$", files, re.M):
         if f"{script}.service" not in units:  # slapd has none
             do("update-rc.d", script, "disable")
-    INSTALLED_BEFORE.unlink()
+    remove(INSTALLED_BEFORE)
 
 
 def remove_policy() -> None:
     """The file that keeps services from starting, when it is ours."""
     if POLICY.exists() and POLICY.read_text() == NO_SERVICES:
-        POLICY.unlink()
+        remove(POLICY)
 
 
 def install_openstack(cfg: Settings) -> None:
@@ -1705,7 +1723,7 @@ def uv(*words: object, env: Mapping[str, str] = {}, hint: str = NETWORK) -> None
 
 def site_packages(place: Path) -> Path:
     """Where an environment's modules are."""
-    return next(place.glob("lib/python3*/site-packages"))
+    return next(place.glob("lib/python3*/site-packages"), place / "lib/python3/site-packages")
 
 
 def compile_python(*folders: Path) -> None:
@@ -1717,7 +1735,7 @@ def make_once(made_from: Path, key: str, make: Callable[[], None]) -> None:
     """Call `make`, unless what it makes was made from the same before; where it was cut off, it makes all anew."""
     if made_from.exists() and made_from.read_text() == key:
         return
-    made_from.unlink(missing_ok=True)
+    remove(made_from)
     make()
     write_file(made_from, key)
 
@@ -1732,27 +1750,36 @@ def make_users() -> None:
 
 def link_modules(cfg: Settings) -> None:
     """OpenStack's environment sees the files of MODULES, and nothing else of the distribution's Python."""
-    place = STATE / "python3"
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir()
+    place, modules = STATE / "python3", Path("/usr/lib/python3/dist-packages")
+    remove(place)
+    make_folder(place)
     for _, files in rows(cfg, MODULES):
-        for file in Path("/usr/lib/python3/dist-packages").glob(files):
-            (place / file.name).symlink_to(file)
-    (site_packages(ENV) / "distribution.pth").write_text(f"{place}\n")
+        link = lambda files=files: [(place / file.name).symlink_to(file) for file in modules.glob(files)]
+        change(f"ln --symbolic --target-directory={place} {modules}/{files}", link)
+    write_file(site_packages(ENV) / "distribution.pth", f"{place}\n")
 
 
 def make_folders(cfg: Settings) -> None:
     """Folders, the settings for later, and passwords: what is there stays as it is."""
     for name, owner in rows(cfg, FOLDERS):
-        (HOME / name).mkdir(parents=True, exist_ok=True)
-        give(HOME / name, owner)
-        (HOME / name).chmod(0o700 if owner == USER else 0o711)
+        own_folder(HOME / name, owner, 0o700 if owner == USER else 0o711)
     plain = {k: v for k, v in asdict(cfg).items() if k not in (*SECRETS, "DIR")}
     write_file(STATE / "settings.json", json.dumps(plain, indent=1), 0o600)  # IMAGE's URL may hold a token
     known = passwords(STATE)
     for name in SECRETS:
         known[name] = getattr(cfg, name) or known.get(name) or secrets.token_urlsafe(24)
     write_file(STATE / "passwords.json", json.dumps(known, indent=1), 0o600)
+
+
+def own_folder(path: Path, owner: str, mode: int) -> None:
+    """A folder that is this user's."""
+
+    def make() -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        give(path, owner)
+        path.chmod(mode)
+
+    change(f"install --directory --mode={mode:o} --owner={owner} {path}", make)
 
 
 def use_elsewhere(cfg: Settings) -> None:
@@ -1763,8 +1790,8 @@ def use_elsewhere(cfg: Settings) -> None:
             for missing in [path for path in own.parents if not path.exists()][::-1]:
                 record("rmdir", missing)
             record("rm", "--recursive", "--force", own)
-            own.mkdir(parents=True, exist_ok=True)
-            place.mkdir(parents=True, exist_ok=True)
+            make_folder(own)
+            make_folder(place)
             do("mount", "--bind", own, place)
 
 
@@ -1779,13 +1806,15 @@ def write_config(cfg: Settings) -> None:
     for folder in ("fernet", "credential"):
         for name in ("0", "1"):
             if not (STATE / f"keystone/{folder}/{name}").exists():
-                write_file(STATE / f"keystone/{folder}/{name}", urlsafe_b64encode(secrets.token_bytes(32)), 0o600, USER)
+                path = STATE / f"keystone/{folder}/{name}"
+                key = b"$A_KEY" if DRY_RUN else urlsafe_b64encode(secrets.token_bytes(32))
+                write_file(path, key, 0o600, USER)
 
 
 def install_plugin(site: Path) -> None:
     """The SQLAlchemy plugin of DATABASE_URLS becomes a package of OpenStack's environment; why: conf/sqlite."""
     for name in ("nova_py_sqlite.py", "nova_py_sqlite-1.dist-info/entry_points.txt"):
-        (site / name).parent.mkdir(exist_ok=True)
+        make_folder((site / name).parent)
         write_file(site / name, (HERE / "conf/sqlite" / name).read_bytes())
 
 
@@ -1810,11 +1839,9 @@ def kept_databases(cfg: Settings) -> Path:
 def fill_databases(cfg: Settings) -> None:
     """A server for the time of it, and each database's own commands side by side; then out of the services' way."""
     place, kept = STATE / "databases", kept_databases(cfg)
-    shutil.rmtree(kept, ignore_errors=True)
-    shutil.rmtree(place, ignore_errors=True)
+    remove(kept, place)
     for folder in (place, place / "sqlite"):
-        folder.mkdir(0o700)
-        give(folder, USER)
+        own_folder(folder, USER, 0o700)
     with step("Make the databases"):
         empty = ("--auth-root-authentication-method=socket", "--skip-test-db")
         do("mariadb-install-db", "--no-defaults", f"--datadir={place}/mysql", *empty, user=USER)
@@ -1822,7 +1849,7 @@ def fill_databases(cfg: Settings) -> None:
             in_parallel(*(functools.partial(fill_database, cfg, *row) for row in rows(cfg, DATABASES)))
             with started(cfg, SERVICES["keystone"]):
                 register_services(cfg)
-    place.rename(kept)
+    move(place, kept)
 
 
 @contextlib.contextmanager
@@ -1831,16 +1858,20 @@ def started(cfg: Settings, service: Service, *more: str) -> Iterator[None]:
     out = STATE / f"log/{service.window}-install.log"
     user = f"setpriv --reuid={service.user} --regid={service.user} --init-groups"
     line = f". {CONF}/window; exec {user} {render(service.command, cfg)} {' '.join(more)}"
-    log.debug("+ bash -c %s", shlex.quote(line))
     options: Any = dict(_in="", _out=str(out), _err_to_out=True, _tty_out=False, _bg=True, _bg_exc=False)
-    process = sh.Command("bash")("-c", line, **options)
+    words = shlex.join(["bash", "-c", line])
+    process = change(f"{words} >{out} 2>&1 & {service.window}=$!", lambda: sh.Command("bash")("-c", line, **options))
+
+    def end() -> None:
+        with contextlib.suppress(ProcessLookupError, sh.ErrorReturnCode):
+            process.terminate()
+            process.wait()
+
     try:
         wait_for(service.window, lambda: answers(render(service.answers, cfg)), 60)
         yield
     finally:
-        with contextlib.suppress(ProcessLookupError, sh.ErrorReturnCode):
-            process.terminate()
-            process.wait()
+        change(f"kill ${service.window}; wait ${service.window}", end)
 
 
 def register_services(cfg: Settings) -> None:
