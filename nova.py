@@ -1026,6 +1026,51 @@ def cloud(cfg: Settings) -> Any:
     return openstack.connection.Connection(config=files.get_one("nova"))
 
 
+# what the APIs' client calls it   and the openstack command; what is not here has the same name there
+OPTIONS = {
+    "domain_id":                   "--domain {}",
+    "network_id":                  "--network {}",
+    "is_router_external":          "--external",
+    "is_shared":                   "--share",
+    "is_dhcp_enabled=True":        "--dhcp",
+    "is_dhcp_enabled=False":       "--no-dhcp",
+    "cidr":                        "--subnet-range {}",
+    "gateway_ip":                  "--gateway {}",
+    "allocation_pools":            "--allocation-pool start={0[0][start]},end={0[0][end]}",
+    "external_gateway_info":       "--external-gateway {0[network_id]}",
+    "visibility":                  "--{}",
+    "data":                        "--file {0.name}",
+    "flavor_id":                   "--flavor {}",
+    "image_id":                    "--image {}",
+    "networks":                    "--port {0[0][port]}",
+    **{name: f"--property {name}={{!r}}" for name in ("kernel_id", "ramdisk_id", "os_command_line")},
+}  # fmt: skip
+
+
+class Unmade(NamedTuple):
+    """With --dry-run, what stands for a resource: its name for all that is not known of it."""
+
+    name: str
+
+    def __getattr__(self, attribute: str) -> str:
+        return self.name
+
+
+def create(cfg: Settings, service: str, kind: str, name: str, **attributes: Any) -> Any:
+    """A new resource of an API; as a line it is the openstack command that makes the same."""
+    line = f"openstack {kind.replace('_', ' ')} create"
+    for key, value in attributes.items():
+        form = OPTIONS.get(key) or OPTIONS.get(f"{key}={value}") or f"--{key.replace('_', '-')} {{}}"
+        line += " " + form.format(value)
+    make = lambda: getattr(getattr(cloud(cfg), service), f"create_{kind}")(name=name, **attributes)
+    return change(f"{line} {name}", make) or Unmade(name)
+
+
+def find(cfg: Settings, service: str, kind: str, name: str) -> Any:
+    """The resource of this name, of those that a run begins with."""
+    return Unmade(name) if DRY_RUN else getattr(getattr(cloud(cfg), service), f"find_{kind}")(name)
+
+
 # ---- Checks: before anything is changed ----
 
 
@@ -1876,23 +1921,37 @@ def started(cfg: Settings, service: Service, *more: str) -> Iterator[None]:
 
 def register_services(cfg: Settings) -> None:
     """keystone's catalog: each service's user and its address."""
-    identity = cloud(cfg).identity
-    project = identity.create_project(name="service", domain_id="default")
-    roles = [identity.find_role(name) or identity.create_role(name=name) for name in ("admin", "service")]
+    project = create(cfg, "identity", "project", "service", domain_id="default")
+    roles = [find(cfg, "identity", "role", name) for name in ("admin", "service")]
     for name, kind, url in rows(cfg, ENDPOINTS):
-        user = identity.create_user(name=name, domain_id="default", password=values(cfg)["SERVICE_PASSWORD"])
+        secret = values(cfg)["SERVICE_PASSWORD"]
+        user = create(cfg, "identity", "user", name, domain_id="default", password=secret)
         for role in roles:
-            identity.assign_project_role_to_user(project, user, role)
-        service = identity.create_service(name=name, type=kind)
+            add_role(cfg, role, project, user=user)
+        service = create(cfg, "identity", "service", name, type=kind)
         for interface in ("public", "internal"):
-            where = dict(interface=interface, url=render(url, cfg), region_id="RegionOne")
-            identity.create_endpoint(service_id=service.id, **where)
-    keys = {"access": values(cfg)["EC2_ACCESS_KEY"], "secret": values(cfg)["EC2_SECRET_KEY"]}
-    whose = dict(user_id=cloud(cfg).current_user_id, project_id=cloud(cfg).current_project_id)
-    identity.create_credential(type="ec2", blob=json.dumps(keys), **whose)
+            create_endpoint(cfg, service, interface, render(url, cfg))
+    keys = json.dumps({"access": values(cfg)["EC2_ACCESS_KEY"], "secret": values(cfg)["EC2_SECRET_KEY"]})
+    line = f"openstack credential create --type ec2 --project admin admin {shlex.quote(keys)}"
+    whose = lambda: dict(user_id=cloud(cfg).current_user_id, project_id=cloud(cfg).current_project_id)
+    change(line, lambda: cloud(cfg).identity.create_credential(type="ec2", blob=keys, **whose()))
     if cfg.DIRECTORY:
-        identity.create_domain(name="ldap")
+        create(cfg, "identity", "domain", "ldap")
     cloud.cache_clear()  # its token names the catalog as it was
+
+
+def add_role(cfg: Settings, role: Any, project: Any, **whose: Any) -> None:
+    """A user or a group has a role in a project."""
+    ((kind, who),) = whose.items()
+    line = f"openstack role add --{kind} {who.name} --project {project.name} {role.name}"
+    change(line, lambda: getattr(cloud(cfg).identity, f"assign_project_role_to_{kind}")(project, who, role))
+
+
+def create_endpoint(cfg: Settings, service: Any, interface: str, url: str) -> None:
+    """Where a service answers."""
+    line = f"openstack endpoint create --region RegionOne {service.name} {interface} {shlex.quote(url)}"
+    where = lambda: dict(service_id=service.id, interface=interface, url=url, region_id="RegionOne")
+    change(line, lambda: cloud(cfg).identity.create_endpoint(**where()))
 
 
 def fill_database(cfg: Settings, names: tuple[str, ...], commands: tuple[str, ...]) -> None:
@@ -2217,72 +2276,91 @@ def create_flavors(cfg: Settings) -> None:
     """nova.sh's sizes."""
     with step("Create flavors"):
         for name, number, ram, disk, cpus in FLAVORS:
-            cloud(cfg).compute.create_flavor(name=name, id=number, ram=ram, disk=disk, vcpus=cpus)
+            create(cfg, "compute", "flavor", name, id=number, ram=ram, disk=disk, vcpus=cpus)
 
 
 def create_networks(cfg: Settings) -> None:
     """private, public and the router between them; ping and ssh come in."""
     with step("Create networks"):
-        network, manager = cloud(cfg).network, MANAGERS[cfg.NET_MAN]
+        manager = MANAGERS[cfg.NET_MAN]
         outside = dict(provider_network_type="flat", provider_physical_network="public", is_router_external=True)
-        public = network.create_network(name="public", **outside)
-        private = network.create_network(name="private", provider_physical_network="fixed", **manager.private)
+        public = create(cfg, "network", "network", "public", **outside)
+        private = create(cfg, "network", "network", "private", provider_physical_network="fixed", **manager.private)
         create_subnet(cfg, public, cfg.FLOATING_RANGE, -2, is_dhcp_enabled=False)
         inside = [create_subnet(cfg, private, cfg.FIXED_RANGE, -3, is_dhcp_enabled=manager.dhcp)]
         if cfg.USE_IPV6:
             create_subnet(cfg, public, str(ranges_v6(cfg)[1]), -2, is_dhcp_enabled=False)
             by_router = dict(ipv6_ra_mode="slaac", ipv6_address_mode="slaac", is_dhcp_enabled=True)
             inside.append(create_subnet(cfg, private, str(ranges_v6(cfg)[0]), -2, **by_router))
-        router = network.create_router(name="router", external_gateway_info={"network_id": public.id})
-        for subnet in inside:
-            network.add_interface_to_router(router, subnet_id=subnet.id)
-        for address in (each["ip_address"] for each in router.external_gateway_info["external_fixed_ips"]):
-            if ":" in address:  # the route goes with br-ex
-                do("ip", "-6", "route", "replace", str(ranges_v6(cfg)[0]), "via", address, "dev", "br-ex")
-        group = next(network.security_groups(name="default", project_id=cloud(cfg).current_project_id))
-        rules: list[dict[str, object]] = [
-            {"ether_type": "IPv4", "protocol": "icmp"},
-            {"ether_type": "IPv6", "protocol": "ipv6-icmp"},
-        ]
-        rules += [{**rule, "protocol": "tcp", "port_range_min": 22, "port_range_max": 22} for rule in rules]
-        own = dict(security_group_id=group.id, direction="ingress")
-        network.create_security_group_rules([{**own, **rule} for rule in rules])
+        create_router(cfg, public, inside)
+        allow_ping_and_ssh(cfg)
 
 
 def create_subnet(cfg: Settings, network: Any, cidr: str, last: int, **more: object) -> Any:
     """A network's subnet: its first address is the gateway's, instances have the second to the `last`."""
     room = ipaddress.ip_network(cidr)
     pool = dict(start=str(room[2]), end=str(room[last]))
-    where = dict(name=network.name, network_id=network.id, ip_version=room.version, cidr=cidr)
-    return cloud(cfg).network.create_subnet(**where, gateway_ip=str(room[1]), allocation_pools=[pool], **more)
+    where = dict(network_id=network.id, ip_version=room.version, cidr=cidr, gateway_ip=str(room[1]))
+    return create(cfg, "network", "subnet", network.name, allocation_pools=[pool], **where, **more)
+
+
+def create_router(cfg: Settings, public: Any, inside: list[Any]) -> None:
+    """The router between `public` and these subnets; this machine's way to IPv6 instances is through it."""
+    router = create(cfg, "network", "router", "router", external_gateway_info={"network_id": public.id})
+    for subnet in inside:
+        add = lambda subnet=subnet: cloud(cfg).network.add_interface_to_router(router, subnet_id=subnet.id)
+        change(f"openstack router add subnet router {subnet.id}", add)
+    if cfg.USE_IPV6:
+        own = [] if DRY_RUN else [each["ip_address"] for each in router.external_gateway_info["external_fixed_ips"]]
+        via = next((address for address in own if ":" in address), "ADDRESS-OF-ROUTER")
+        do("ip", "-6", "route", "replace", ranges_v6(cfg)[0], "via", via, "dev", "br-ex")  # it goes with br-ex
+
+
+def allow_ping_and_ssh(cfg: Settings) -> None:
+    """Into every instance whose security group is the project's default one."""
+    rules: list[dict[str, object]] = [
+        {"ether_type": "IPv4", "protocol": "icmp"},
+        {"ether_type": "IPv6", "protocol": "ipv6-icmp"},
+    ]
+    rules += [{**rule, "protocol": "tcp", "port_range_min": 22, "port_range_max": 22} for rule in rules]
+
+    def make() -> None:
+        network, project = cloud(cfg).network, cloud(cfg).current_project_id
+        own = dict(security_group_id=next(network.security_groups(name="default", project_id=project)).id, direction="ingress")
+        network.create_security_group_rules([{**own, **rule} for rule in rules])
+
+    ports = {"tcp": " --dst-port 22"}
+    lines = [f"openstack security group rule create --ethertype {r['ether_type']} --protocol {r['protocol']}"
+             f"{ports.get(str(r['protocol']), '')} default" for r in rules]  # fmt: skip
+    change("\n".join(lines), make)
 
 
 def create_projects(cfg: Settings) -> None:
     """Each group of the directory is a project of the domain ldap, and its members are the project's."""
     if cfg.DIRECTORY:
         with step("Create the projects of the directory's groups"):
-            identity = cloud(cfg).identity
-            domain, member = identity.find_domain("ldap"), identity.find_role("member")
-            for group in identity.groups(domain_id=domain.id):
-                project = identity.create_project(name=group.name, domain_id=domain.id)
-                identity.assign_project_role_to_group(project, group, member)
+            domain, member = find(cfg, "identity", "domain", "ldap"), find(cfg, "identity", "role", "member")
+            groups = [Unmade("EACH-GROUP")] if DRY_RUN else list(cloud(cfg).identity.groups(domain_id=domain.id))
+            for group in groups:
+                project = create(cfg, "identity", "project", group.name, domain_id=domain.id)
+                add_role(cfg, member, project, group=group)
 
 
 def upload_image(cfg: Settings) -> None:
     """Register ami-tty: kernel, ramdisk, root disk; and IMAGE under its file's name."""
     with step("Upload the image"):
-        admin, ids = cloud(cfg), dict[str, str]()
+        ids = dict[str, str]()
         for name, form, file, properties in IMAGE_PARTS:
             known = {key: ids.get(value, value) for key, value in properties.items()}
-            with open(HOME / "images" / file, "rb") as data:
+            with open(HOME / "images" / file if not DRY_RUN else os.devnull, "rb") as data:
                 part = dict(disk_format=form, container_format=form, visibility="public", data=data, **known)
-                ids[name] = admin.image.create_image(name, **part).id
+                ids[name] = create(cfg, "image", "image", name, **part).id
     if cfg.IMAGE:
         path, called = image_file(cfg), Path(urllib.parse.urlsplit(cfg.IMAGE).path).stem
         kind, size = image_format(path)
         with step(f"Upload the image {called} ({kind}, a disk of {size / 2**30:.1f} GiB)"), open(path, "rb") as image:
             own = dict(disk_format=kind, container_format="bare", visibility="public", min_disk=-(-size // 2**30))
-            admin.image.create_image(called, data=BARS.wrap_file(image, path.stat().st_size, task_id=AT_WORK.bar), **own)
+            create(cfg, "image", "image", called, data=BARS.wrap_file(image, path.stat().st_size, task_id=AT_WORK.bar), **own)
 
 
 def wait_for_hosts(cfg: Settings) -> None:
