@@ -1066,6 +1066,12 @@ def create(cfg: Settings, service: str, kind: str, name: str, **attributes: Any)
     return change(f"{line} {name}", make) or Unmade(name)
 
 
+def delete(cfg: Settings, service: str, kind: str, resource: Any, **how: Any) -> None:
+    """The end of a resource of an API; told as the openstack command that ends it."""
+    words = ["openstack", *{"ip": "floating ip"}.get(kind, kind).split(), "delete", *(f"--{name}" for name in how), resource.id]
+    change(" ".join(words), lambda: getattr(getattr(cloud(cfg), service), f"delete_{kind}")(resource, **how))
+
+
 def find(cfg: Settings, service: str, kind: str, name: str) -> Any:
     """The resource of this name, of those that a run begins with."""
     return Unmade(name) if DRY_RUN else getattr(getattr(cloud(cfg), service), f"find_{kind}")(name)
@@ -1991,6 +1997,8 @@ def fetch_image(cfg: Settings) -> None:
     if "://" in cfg.IMAGE and not path.exists():
         with step(f"Download {url.url}"):
             part = path.with_suffix(".part")
+            if DRY_RUN:
+                return print(f"curl --location --output {path} {url.url}")
             try:
                 with urllib.request.urlopen(url.url, timeout=60) as answer, open(part, "wb") as file:
                     size = int(answer.headers.get("Content-Length", 0))
@@ -2002,7 +2010,7 @@ def fetch_image(cfg: Settings) -> None:
             if url.fragment and url.fragment.lower() != f"sha256={digest(part)}":
                 raise Failure(f"IMAGE={cfg.IMAGE}: its SHA-256 is {digest(part)}")
             image_format(part)
-            part.rename(path)
+            move(part, path)
 
 
 def unpack_novnc(cfg: Settings) -> None:
@@ -2013,10 +2021,10 @@ def unpack_novnc(cfg: Settings) -> None:
 
     def unpack() -> None:
         with step("Unpack noVNC's page"):
-            shutil.rmtree(page, ignore_errors=True)
-            page.mkdir()
+            remove(page)
+            make_folder(page)
             do("apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", "novnc", cwd=page, hint=NETWORK)
-            do("dpkg-deb", "--extract", *page.glob("*.deb"), page)
+            do("dpkg-deb", "--extract", *([*page.glob("*.deb")] or [page / "novnc.deb"]), page)
 
     make_once(page / "made-from", platform.freedesktop_os_release()["VERSION_ID"], unpack)
 
@@ -2029,6 +2037,8 @@ def run(cfg: Settings) -> None:
     with only_one("run"):
         run_detached(cfg)
         to_screen(cfg, "select", "test")
+    if DRY_RUN:
+        return print(f"screen -x {cfg.SCREEN_NAME}\n# and when the session has ended: terminate, clean")
     BARS.stop()  # the terminal is screen's now
     with contextlib.suppress(sh.ErrorReturnCode):
         sh.Command("screen")("-S", f"{session(cfg)}.{cfg.SCREEN_NAME}", "-x", _fg=True)
@@ -2056,7 +2066,7 @@ def run_detached(cfg: Settings) -> None:
     create_projects(cfg)
     wait_for_hosts(cfg)
     smoke_test(cfg)
-    (STATE / "run/up").touch()
+    write_file(STATE / "run/up", "")
     say_how_to_use(cfg)
 
 
@@ -2098,11 +2108,8 @@ def empty_databases(cfg: Settings) -> None:
     """Every run is a fresh cloud: databases as install made them, no instances, no networks, no messages."""
     with step("Empty the databases"):
         for name in EMPTIED:
-            for path in (HOME / name).glob("*"):
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        for path in (STATE / "log").glob("*.log"):
-            if path.name != "nova.log":
-                path.unlink()
+            remove(*(HOME / name).glob("*"))
+        remove(*(path for path in (STATE / "log").glob("*.log") if path.name != "nova.log"))
         copy = ("cp", "--archive", "--reflink=auto", "--sparse=always", "--no-target-directory")
         do(*copy, kept_databases(cfg), STATE / "databases")
         for schema, name in (("openvswitch/vswitch", "conf"), ("ovn/ovn-nb", "ovnnb"), ("ovn/ovn-sb", "ovnsb")):
@@ -2118,7 +2125,7 @@ def make_volumes(cfg: Settings) -> None:
         return
     disk, share = STATE / "volumes/disk", STATE / "volumes/local:/share"
     with step("Make room for volumes"):
-        share.mkdir(parents=True)
+        make_folder(share)
         write_file(disk, "", 0o600)
         do("truncate", f"--size={int(cfg.VOLUMES_SIZE) * 1025 + 64}M", disk)  # and what a file system needs for itself
         if cfg.VOLUMES_LVM:
@@ -2261,7 +2268,7 @@ def start_control(cfg: Settings) -> None:
 
 def warm_keystone(cfg: Settings) -> None:
     """keystone reads its rules when they are first needed; where two ask at once, it refuses one (seen with 30.0.0)."""
-    list(cloud(cfg).identity.services())
+    DRY_RUN or list(cloud(cfg).identity.services())
 
 
 def start_workers(cfg: Settings) -> None:
@@ -2352,12 +2359,13 @@ def upload_image(cfg: Settings) -> None:
         ids = dict[str, str]()
         for name, form, file, properties in IMAGE_PARTS:
             known = {key: ids.get(value, value) for key, value in properties.items()}
-            with open(HOME / "images" / file if not DRY_RUN else os.devnull, "rb") as data:
+            path = HOME / "images" / file
+            with contextlib.nullcontext(Unmade(str(path))) if DRY_RUN else open(path, "rb") as data:
                 part = dict(disk_format=form, container_format=form, visibility="public", data=data, **known)
                 ids[name] = create(cfg, "image", "image", name, **part).id
     if cfg.IMAGE:
         path, called = image_file(cfg), Path(urllib.parse.urlsplit(cfg.IMAGE).path).stem
-        kind, size = image_format(path)
+        kind, size = ("FORMAT", 0) if DRY_RUN else image_format(path)
         with step(f"Upload the image {called} ({kind}, a disk of {size / 2**30:.1f} GiB)"), open(path, "rb") as image:
             own = dict(disk_format=kind, container_format="bare", visibility="public", min_disk=-(-size // 2**30))
             create(cfg, "image", "image", called, data=BARS.wrap_file(image, path.stat().st_size, task_id=AT_WORK.bar), **own)
@@ -2365,34 +2373,32 @@ def upload_image(cfg: Settings) -> None:
 
 def wait_for_hosts(cfg: Settings) -> None:
     """Until an instance could be placed and wired."""
-    admin, room = cloud(cfg), "/resource_providers?resources=VCPU:1,MEMORY_MB:64,DISK_GB:1"
+    room = "/resource_providers?resources=VCPU:1,MEMORY_MB:64,DISK_GB:1"
 
     def placed() -> object:
-        return admin.placement.get(room, microversion="1.17").json()["resource_providers"]
+        return cloud(cfg).placement.get(room, microversion="1.17").json()["resource_providers"]
 
     with step("Wait for the compute host"):
-        wait_for("the compute host in a cell", lambda: list(admin.compute.hypervisors()), 90)
+        wait_for("the compute host in a cell", lambda: list(cloud(cfg).compute.hypervisors()), 90)
         wait_for("the compute host in placement", placed, 60)
     if asked_for(cfg, "VOLUMES_SIZE"):
         with step("Wait for the volume host"):
-            wait_for(
-                "the volume host in the scheduler", lambda: list(admin.block_storage.backend_pools()), 90, SERVICES["volume"]
-            )
+            pools = lambda: list(cloud(cfg).block_storage.backend_pools())
+            wait_for("the volume host in the scheduler", pools, 90, SERVICES["volume"])
 
 
 def smoke_test(cfg: Settings) -> None:
     """Boot an instance, reach it by ping and by ssh through a floating address, delete it."""
-    key, admin = STATE / "run/smoke", cloud(cfg)
+    key = STATE / "run/smoke"
     with step("Boot an instance and reach it by ssh"):
         do("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "smoke", "-f", key)
-        admin.compute.create_keypair(name="smoke", public_key=key.with_suffix(".pub").read_text())
-        networks = {name: admin.network.find_network(name).id for name in ("private", "public")}
-        port = admin.network.create_port(name="smoke", network_id=networks["private"])
-        address = admin.network.create_ip(floating_network_id=networks["public"], port_id=port.id)
-        image = admin.image.find_image("ami-tty")
-        which = dict(flavor_id=FLAVORS[0][1], image_id=image.id, key_name="smoke", networks=[{"port": port.id}])
-        server = admin.compute.create_server(name="smoke", **which)
-        wait_for("the instance", lambda: is_active(admin, server), 120)
+        public_key = "" if DRY_RUN else key.with_suffix(".pub").read_text()
+        create(cfg, "compute", "keypair", "smoke", public_key=public_key)
+        port = create(cfg, "network", "port", "smoke", network_id=find(cfg, "network", "network", "private").id)
+        address = create_address(cfg, port)
+        which = dict(flavor_id=FLAVORS[0][1], image_id=find(cfg, "image", "image", "ami-tty").id, key_name="smoke")
+        server = create(cfg, "compute", "server", "smoke", networks=[{"port": port.id}], **which)
+        wait_for("the instance", lambda: is_active(cfg, server), 120)
         where = address.floating_ip_address
         login = ("timeout", 15, "ssh", "-i", key, *shlex.split("-oBatchMode=yes -oConnectTimeout=3 -oLogLevel=ERROR"))
         login += ("-oStrictHostKeyChecking=no", "-oUserKnownHostsFile=/dev/null")  # the next one at this address is another
@@ -2400,16 +2406,23 @@ def smoke_test(cfg: Settings) -> None:
         wait_for(f"ping of {where}", pinged, 60)
         wait_for(f"ssh to {where}", lambda: ask(*login, f"root@{where}", "hostname", default="") == "smoke", 90)
     with step("Delete it again"):
-        admin.compute.delete_server(server)
-        wait_for("the instance's end", lambda: not admin.compute.find_server(server.id), 60)
-        admin.network.delete_ip(address)
-        admin.network.delete_port(port)
-        admin.compute.delete_keypair("smoke")
+        delete(cfg, "compute", "server", server)
+        wait_for("the instance's end", lambda: not cloud(cfg).compute.find_server(server.id), 60)
+        delete(cfg, "network", "ip", address)
+        delete(cfg, "network", "port", port)
+        delete(cfg, "compute", "keypair", find(cfg, "compute", "keypair", "smoke"))
 
 
-def is_active(admin: Any, server: Any) -> bool:
+def create_address(cfg: Settings, port: Any) -> Any:
+    """A floating address for a port."""
+    public = find(cfg, "network", "network", "public")
+    make = lambda: cloud(cfg).network.create_ip(floating_network_id=public.id, port_id=port.id)
+    return change(f"openstack floating ip create --port {port.id} public", make) or Unmade("ADDRESS")
+
+
+def is_active(cfg: Settings, server: Any) -> bool:
     """Is the instance running? One that went wrong will not, and says why."""
-    now = admin.compute.get_server(server.id)
+    now = cloud(cfg).compute.get_server(server.id)
     if now.status == "ERROR":
         raise Failure(f"instance {now.name}: {(now.fault or {}).get('message')}", "look into the windows compute and scheduler")
     return bool(now.status == "ACTIVE")
@@ -2417,6 +2430,8 @@ def is_active(admin: Any, server: Any) -> bool:
 
 def say_how_to_use(cfg: Settings) -> None:
     """What the user wants to know now: what took how long, where everything is, and three lines to try."""
+    if DRY_RUN:
+        return
     say("\nSeconds each step took (some went on side by side):")
     for what, seconds in STEPS:
         say(f"  {seconds:6.1f}  {what}")
@@ -2545,31 +2560,35 @@ def terminate(cfg: Settings) -> None:
     try:
         with step("End the instances"):
             if processes() and answers(f"http://{cfg.HOST_IP}:8774/"):
-                delete_everything(cloud(cfg))
+                delete_everything(cfg)
                 if asked_for(cfg, "VOLUMES_SIZE"):
-                    delete_volumes(cloud(cfg))
+                    delete_volumes(cfg)
     except Failure as failure:
         say(f"The APIs did not end them ({failure}); so libvirt does.")
     destroy_domains()
 
 
-def delete_everything(admin: Any) -> None:
+def delete_everything(cfg: Settings) -> None:
     """Every project's instances, and every floating address."""
-    for server in (servers := list(admin.compute.servers(all_projects=True))):
-        admin.compute.delete_server(server, force=True)
-    wait_for(f"the end of {len(servers)} instances", lambda: not list(admin.compute.servers(all_projects=True)), 60)
-    for address in admin.network.ips():
-        admin.network.delete_ip(address)
+    servers = lambda: list(cloud(cfg).compute.servers(all_projects=True))
+    for server in (those := servers()):
+        delete(cfg, "compute", "server", server, force=True)
+    wait_for(f"the end of {len(those)} instances", lambda: not servers(), 60)
+    for address in cloud(cfg).network.ips():
+        delete(cfg, "network", "ip", address)
 
 
-def delete_volumes(admin: Any) -> None:
+def delete_volumes(cfg: Settings) -> None:
     """Every project's volumes with their snapshots, whatever state they are in."""
-    storage = admin.block_storage
-    for attachment in storage.attachments(all_projects=True):  # of instances that are no more
-        storage.delete(f"/attachments/{attachment.id}", microversion="3.27")
-    for volume in (volumes := list(storage.volumes(all_projects=True))):
-        storage.delete(f"/volumes/{volume.id}?cascade=true&force=true", microversion="3.23")
-    wait_for(f"the end of {len(volumes)} volumes", lambda: not list(storage.volumes(all_projects=True)), 60)
+    storage = cloud(cfg).block_storage
+    volumes = lambda: list(storage.volumes(all_projects=True))
+    for each in storage.attachments(all_projects=True):  # of instances that are no more
+        drop = lambda each=each: storage.delete(f"/attachments/{each.id}", microversion="3.27")
+        change(f"openstack --os-volume-api-version 3.27 volume attachment delete {each.id}", drop)
+    for each in (those := volumes()):
+        end = lambda each=each: storage.delete(f"/volumes/{each.id}?cascade=true&force=true", microversion="3.23")
+        change(f"openstack volume delete --force --purge {each.id}", end)
+    wait_for(f"the end of {len(those)} volumes", lambda: not volumes(), 60)
 
 
 def destroy_domains() -> None:
@@ -2601,10 +2620,9 @@ def take_down(cfg: Settings) -> None:
     dead = rf"^\s+(\d+\.{re.escape(cfg.SCREEN_NAME)})\s.*Dead"  # a session that was killed leaves its socket
     for name in re.findall(dead, ask("screen", "-ls", ok=(0, 1), default=""), re.M):
         forgiven(do, "screen", "-wipe", name)
-    for _ in range(5):  # again, for what one of them started meanwhile
+    for _ in range(1 if DRY_RUN else 5):  # again, for what one of them started meanwhile
         end_processes(processes(), 1)
-    for path in (STATE / "run").glob("*"):
-        path.unlink()
+    remove(*(STATE / "run").glob("*"))
 
 
 # ---- scrub ----
@@ -2633,9 +2651,7 @@ def remove_traces() -> None:
         address = (device / "address").read_text() if (device / "tun_flags").exists() else ""
         if address[2:].startswith(str(PATHS["MAC_PREFIX"])[2:]):
             forgiven(do, "ip", "link", "delete", device.name)
-    (STATE / "record").unlink(missing_ok=True)
-    for path in (*STATE.glob("libvirt/etc/qemu/*.xml"), *STATE.glob("libvirt/etc/lxc/*.xml")):
-        path.unlink()
+    remove(STATE / "record", *STATE.glob("libvirt/etc/qemu/*.xml"), *STATE.glob("libvirt/etc/lxc/*.xml"))
 
 
 # ---- Command line ----
