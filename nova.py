@@ -14,7 +14,7 @@ A real OpenStack Nova on this machine by one command, and back again: nova.sh, f
   settings               every variable with its value and its meaning
 
 run does what is missing first, so one command is enough:  sudo python3 nova.py run
--v shows every command; all of it is in DIR/state/log/nova.log.  -p asks for the passwords that are not there yet;
+--dry-run changes nothing: it shows, as lines for a shell, what the verb would do.  -v shows every command; all of it is in DIR/state/log/nova.log.  -p asks for the passwords that are not there yet;
 without it they are generated.  Settings are environment variables: README.md
 """
 
@@ -66,6 +66,7 @@ HERE = Path(__file__).resolve().parent
 TOOL = HERE / ".tool"  # nova.py's own environment and the downloads for it
 
 
+DRY_RUN = "--dry-run" in sys.argv  # changes are said and not made
 NETWORK = "check the network and the package sources, then repeat: it goes on where it stopped"
 
 
@@ -133,6 +134,9 @@ def bootstrap() -> None:
     """
     if os.environ.pop("NOVA_PY_PRIVATE", ""):
         return
+    if DRY_RUN and not TOOL.exists():
+        print(f"python3 {HERE}/nova.py settings  # it makes {TOOL}; until then there is nothing to look with")
+        sys.exit(0)
     lock, made_from, python = HERE / ".tool.lock", TOOL / "made-from", TOOL / "env/bin/python"
 
     def made() -> bool:
@@ -171,10 +175,11 @@ def tell_failure(failure: Failure) -> int:
 
 
 LOG_FILE: list[Path] = []  # one, once there is a folder
+FLAGS = ("-v", "-p", "--dry-run")
 VERB_WORDS = re.findall(r"^  (\w+) ", __doc__, re.MULTILINE)
 
 if __name__ == "__main__":
-    words = [w for w in sys.argv[1:] if w not in ("-v", "-p", "--json")]
+    words = [w for w in sys.argv[1:] if w not in (*FLAGS, "--json")]
     if {"-h", "--help", "help"} & set(words):
         print(__doc__.rstrip())
         sys.exit(0)
@@ -613,7 +618,7 @@ BARS = progress.Progress(
     progress.BarColumn(20),
     progress.TextColumn("{task.fields[said]}", markup=False),
     console=Console(stderr=True),
-    disable=not sys.stderr.isatty() or "-v" in sys.argv,
+    disable=not sys.stderr.isatty() or not {"-v", "--dry-run"}.isdisjoint(sys.argv),
     redirect_stdout=False,  # what programs read
     transient=True,
 )
@@ -667,7 +672,6 @@ def in_parallel(*functions: Callable[[], Any]) -> None:
 
 # ---- Changes: each is said as a line for a shell and then made; with --dry-run it is only said ----
 
-DRY_RUN = "--dry-run" in sys.argv
 
 
 def change(line: str, make: Callable[[], Any], text: str = "") -> Any:
@@ -699,8 +703,13 @@ def make_folder(path: Path, mode: int = 0o755) -> None:
 def remove(*paths: Path) -> None:
     """Files, links and folders, with all that is in them; those that are there."""
     if there := [path for path in paths if os.path.lexists(path)]:
-        line = shlex.join(["rm", "--recursive", "--force", *map(str, there)])
-        change(line, lambda: [shutil.rmtree(p) if p.is_dir() and not p.is_symlink() else p.unlink() for p in there])
+        change(shlex.join(["rm", "--recursive", "--force", *map(str, there)]), functools.partial(unlink, *there))
+
+
+def unlink(*paths: Path) -> None:
+    """Remove files and folders for `remove`."""
+    for path in paths:
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def move(old: Path, new: Path) -> None:
@@ -1805,8 +1814,8 @@ def link_modules(cfg: Settings) -> None:
     remove(place)
     make_folder(place)
     for _, files in rows(cfg, MODULES):
-        link = lambda files=files: [(place / file.name).symlink_to(file) for file in modules.glob(files)]
-        change(f"ln --symbolic --target-directory={place} {modules}/{files}", link)
+        for file in modules.glob(files) if not DRY_RUN else [modules / files]:
+            change(f"ln --symbolic --target-directory={place} {file}", functools.partial((place / file.name).symlink_to, file))
     write_file(site_packages(ENV) / "distribution.pth", f"{place}\n")
 
 
@@ -2034,7 +2043,7 @@ def unpack_novnc(cfg: Settings) -> None:
 
 def run(cfg: Settings) -> None:
     """Run a cloud for as long as its session lasts, then take it down."""
-    with only_one("run"):
+    with only_one("run") if not DRY_RUN else contextlib.nullcontext():
         run_detached(cfg)
         to_screen(cfg, "select", "test")
     if DRY_RUN:
@@ -2315,12 +2324,16 @@ def create_router(cfg: Settings, public: Any, inside: list[Any]) -> None:
     """The router between `public` and these subnets; this machine's way to IPv6 instances is through it."""
     router = create(cfg, "network", "router", "router", external_gateway_info={"network_id": public.id})
     for subnet in inside:
-        add = lambda subnet=subnet: cloud(cfg).network.add_interface_to_router(router, subnet_id=subnet.id)
-        change(f"openstack router add subnet router {subnet.id}", add)
+        change(f"openstack router add subnet router {subnet.id}", functools.partial(add_to_router, cfg, router, subnet))
     if cfg.USE_IPV6:
         own = [] if DRY_RUN else [each["ip_address"] for each in router.external_gateway_info["external_fixed_ips"]]
         via = next((address for address in own if ":" in address), "ADDRESS-OF-ROUTER")
         do("ip", "-6", "route", "replace", ranges_v6(cfg)[0], "via", via, "dev", "br-ex")  # it goes with br-ex
+
+
+def add_to_router(cfg: Settings, router: Any, subnet: Any) -> None:
+    """For create_router."""
+    cloud(cfg).network.add_interface_to_router(router, subnet_id=subnet.id)
 
 
 def allow_ping_and_ssh(cfg: Settings) -> None:
@@ -2583,10 +2596,10 @@ def delete_volumes(cfg: Settings) -> None:
     storage = cloud(cfg).block_storage
     volumes = lambda: list(storage.volumes(all_projects=True))
     for each in storage.attachments(all_projects=True):  # of instances that are no more
-        drop = lambda each=each: storage.delete(f"/attachments/{each.id}", microversion="3.27")
+        drop = functools.partial(storage.delete, f"/attachments/{each.id}", microversion="3.27")
         change(f"openstack --os-volume-api-version 3.27 volume attachment delete {each.id}", drop)
     for each in (those := volumes()):
-        end = lambda each=each: storage.delete(f"/volumes/{each.id}?cascade=true&force=true", microversion="3.23")
+        end = functools.partial(storage.delete, f"/volumes/{each.id}?cascade=true&force=true", microversion="3.23")
         change(f"openstack volume delete --force --purge {each.id}", end)
     wait_for(f"the end of {len(those)} volumes", lambda: not volumes(), 60)
 
@@ -2675,7 +2688,7 @@ def main(arguments: list[str]) -> int:
     os.umask(0o022)
     log.setLevel(logging.DEBUG)
     log.addHandler(logging.StreamHandler() if "-v" in arguments else logging.NullHandler())
-    verb, *rest = [a for a in arguments if a not in ("-v", "-p")]
+    verb, *rest = [a for a in arguments if a not in FLAGS]
     form = ["--json"] if verb == "status" and "--json" in rest else []
     rest = [word for word in rest if word not in form]
     most = {"branch": 2, "settings": 0}.get(verb, 1)
@@ -2684,7 +2697,7 @@ def main(arguments: list[str]) -> int:
             raise Failure(f"{verb} does not take {' '.join(rest)}; see: python3 nova.py --help", code=2)
         folder = rest[most - 1] if len(rest) == most and most else "nova"
         cfg = settings_of_run(folder) if verb in OF_A_CLOUD else settings_from(dict(os.environ), folder)
-        cfg = prompted(cfg, verb) if "-p" in arguments else cfg
+        cfg = prompted(cfg, verb) if "-p" in arguments and not DRY_RUN else cfg
         if verb == "settings":
             settings(cfg)
             return 0
@@ -2692,7 +2705,7 @@ def main(arguments: list[str]) -> int:
             source_from(word)  # refused before DIR is made
         os.environ["no_proxy"] = f"127.0.0.1,{cfg.HOST_IP},{os.environ.get('no_proxy', '')}"
         # run is not at work while its session is shown, and status disturbs nobody
-        with contextlib.nullcontext() if verb in ("run", "status") else only_one(verb), BARS:
+        with contextlib.nullcontext() if verb in ("run", "status") or DRY_RUN else only_one(verb), BARS:
             prepare_folder(cfg, verb)
             VERBS[verb](cfg, *rest[: most - 1], *form)
         return 0
@@ -2722,7 +2735,7 @@ def prepare_folder(cfg: Settings, verb: str) -> None:
         if cfg.DIR.is_dir() and (there := sorted(path.name for path in cfg.DIR.iterdir())):
             raise Failure(f"Refusing to use {cfg.DIR} (it holds {', '.join(there[:5])})", "name a new folder: nova.py VERB DIR")
     try:
-        (cfg.DIR / "state").mkdir(parents=True, exist_ok=True)
+        make_folder(cfg.DIR / "state")
         start_log(cfg)
     except OSError as error:
         raise Failure(f"cannot use {cfg.DIR} as the cloud's folder: {error.strerror}", "name another: nova.py VERB DIR") from None
