@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""usage: sudo python3 nova.py [-v] [-p] VERB [ARGUMENT...]
+"""usage: sudo python3 nova.py [-v] [-p] [--dry-run] VERB [ARGUMENT...]
 
 A real OpenStack Nova on this machine by one command, and back again: nova.sh, for today's OpenStack.
 
@@ -14,12 +14,14 @@ A real OpenStack Nova on this machine by one command, and back again: nova.sh, f
   settings               every variable with its value and its meaning
 
 run does what is missing first, so one command is enough:  sudo python3 nova.py run
---dry-run changes nothing: it shows, as lines for a shell, what the verb would do.  -v shows every command; all of it is in DIR/state/log/nova.log.  -p asks for the passwords that are not there yet;
+--dry-run shows, as lines for a shell, what the verb would do, and changes nothing.
+-v shows every command; all of it is in DIR/state/log/nova.log.  -p asks for the passwords that are not there yet;
 without it they are generated.  Settings are environment variables: README.md
 """
 
 from __future__ import annotations
 
+import atexit
 import collections
 import concurrent.futures
 import contextlib
@@ -665,13 +667,16 @@ def step(what: str) -> Iterator[None]:
 
 def in_parallel(*functions: Callable[[], Any]) -> None:
     """Call all of them at once and wait for all; the first failure is raised."""
+    if DRY_RUN:
+        for function in functions:
+            function()
+        return
     with concurrent.futures.ThreadPoolExecutor(len(functions)) as pool:
         for done in [pool.submit(f) for f in functions]:
             done.result()
 
 
 # ---- Changes: each is said as a line for a shell and then made; with --dry-run it is only said ----
-
 
 
 def change(line: str, make: Callable[[], Any], text: str = "") -> Any:
@@ -691,7 +696,7 @@ def hidden(text: str) -> str:
     given = {name: os.environ.get(name, "") for name in SECRETS}
     for name, secret in {**given, **passwords(STATE)}.items():
         text = text.replace(secret, f"${name}") if secret else text
-    return text
+    return text.replace("@@", "$")  # see values
 
 
 def make_folder(path: Path, mode: int = 0o755) -> None:
@@ -734,7 +739,7 @@ def do(*argv: object, user: str = ROOT, text: str = "", env: Mapping[str, str] =
     change(" ".join([*line, shlex.join(words)]), lambda: carry_out(words, text, env, cwd, hint), text)
 
 
-def carry_out(words: list[str], text: str, env: Mapping[str, str], cwd: object, hint: str) -> None:
+def carry_out(words: list[str], text: str = "", env: Mapping[str, str] = {}, cwd: object = "/", hint: str = "") -> None:
     """Run a command for `do`."""
     tail: collections.deque[str] = collections.deque(maxlen=20)
     bar = getattr(AT_WORK, "bar", None)
@@ -812,7 +817,7 @@ def values(cfg: Settings) -> dict[str, Any]:
     chosen = asdict(cfg)
     known = passwords(STATE)
     if DRY_RUN:  # those that install would make have names only
-        known = {name: f"${name}" for name in SECRETS if not chosen[name]} | known
+        known = {name: f"@@{name}" for name in SECRETS if not chosen[name]} | known
     urls = {name: string.Template(url).safe_substitute(known) for name, url in DATABASE_URLS[cfg.USE_MYSQL].items()}
     machine = {"HOSTNAME": socket.gethostname(), "DATAPATH": "system" if has_kernel_datapath() else "netdev"}
     machine |= {"CONFIG_DRIVE": str(not MANAGERS[cfg.NET_MAN].dhcp)}
@@ -835,9 +840,11 @@ def render(text: str, cfg: Settings) -> str:
 
 def write_file(path: Path, content: str | bytes, mode: int = 0o644, owner: str = ROOT) -> None:
     """Write it whole or not at all, readable for nobody too early."""
-    whose = os.environ.get("SUDO_UID", ROOT) if owner == "caller" else owner
-    text = content if isinstance(content, str) else content.decode()
-    change(f"install --mode={mode:o} --owner={whose} /dev/stdin {path}", lambda: put_file(path, text, mode, owner), text)
+    text, whose = content if isinstance(content, str) else content.decode(), f"--owner={owner} --group={owner}"
+    if owner == "caller":
+        whose = "--owner=${SUDO_UID:-0} --group=${SUDO_GID:-0}"
+    line = f"install --mode={mode:o} {whose} /dev/stdin {path}" + ("" if text else " </dev/null")
+    change(line, lambda: put_file(path, text, mode, owner), text)
 
 
 def put_file(path: Path, content: str, mode: int, owner: str) -> None:
@@ -889,20 +896,31 @@ def private_mounts(cfg: Settings) -> None:
     bootstrap called unshare, so nobody else sees these mounts: there is nothing to undo, the machine's own libvirt is
     never touched, a home folder need not be opened for QEMU, and whoever has HOME mounted is a process of this cloud.
     """
-    HOME.mkdir(exist_ok=True)
-    do("mount", "--bind", cfg.DIR.resolve(), HOME)
+    make_folder(HOME)
+    if DRY_RUN and not HOME.exists():
+        HOME.mkdir()
+        atexit.register(HOME.rmdir)
+        atexit.register(carry_out, ["umount", str(HOME)])
+    mount("--bind", cfg.DIR.resolve(), HOME)
     if cfg.LIBVIRT_TYPE != "kvm" and Path("/dev/kvm").exists():
         # Where the device is there but does not work, libvirt probes QEMU anew at every call: ten seconds an instance.
         write_file(STATE / "no-kvm", "", 0o600)
-        do("mount", "--bind", STATE / "no-kvm", "/dev/kvm")
-    Path("/run/netns").mkdir(exist_ok=True)
-    do("mount", "-t", "tmpfs", "tmpfs", "/run/netns")
+        mount("--bind", STATE / "no-kvm", "/dev/kvm")
+    make_folder(Path("/run/netns"))
+    mount("-t", "tmpfs", "tmpfs", "/run/netns")
     if cfg.LIBVIRT_TYPE == "lxc" and not has_cgroup2():
         forgiven(do, "umount", "--recursive", "--lazy", CGROUPS)  # libvirt would look for groups where it finds version 2
-        do("mount", "-t", "tmpfs", "tmpfs", CGROUPS)
+        mount("-t", "tmpfs", "tmpfs", CGROUPS)
         for name in CONTROLLERS:
             make_folder(CGROUPS / name)
-            do("mount", "-t", "cgroup", "-o", name, "cgroup", CGROUPS / name)
+            mount("-t", "cgroup", "-o", name, "cgroup", CGROUPS / name)
+
+
+def mount(*words: object) -> None:
+    """A mount that nobody sees but the cloud's processes and us; with --dry-run for us, where there is something to see."""
+    do("mount", *words)
+    if DRY_RUN and all(Path(str(place)).exists() for place in words if str(place).startswith("/")):
+        carry_out(["mount", *map(str, words)])
 
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -919,7 +937,7 @@ def private_libvirt(cfg: Settings) -> None:
     for machine, own in rows(cfg, PRIVATE_FOLDERS):
         make_folder(Path(machine))
         make_folder(HOME / own)
-        do("mount", "--bind", HOME / own, machine)
+        mount("--bind", HOME / own, machine)
 
 
 def cloud_of(process: int | str) -> str:
@@ -1050,6 +1068,7 @@ OPTIONS = {
     "visibility":                  "--{}",
     "data":                        "--file {0.name}",
     "flavor_id":                   "--flavor {}",
+    "public_key":                  f"--public-key {STATE}/run/smoke.pub",
     "image_id":                    "--image {}",
     "networks":                    "--port {0[0][port]}",
     **{name: f"--property {name}={{!r}}" for name in ("kernel_id", "ramdisk_id", "os_command_line")},
@@ -1506,8 +1525,8 @@ def branch(cfg: Settings, word: str = "") -> None:
         if not DRY_RUN:
             check_tree(fresh, word)
     with step(f"Put it into {cfg.DIR}"):
-        remove_old = shlex.join(["rm", "--recursive", "--force", *(f"{HOME}/{name}" for name in tree()["top"])])
-        change(f"{remove_old}; mv --target-directory={HOME} {fresh}/*", lambda: put_tree(fresh))
+        old = " ".join(f"{HOME}/{name}" for name in tree()["top"])
+        change(f"rm --recursive --force {old}; mv --target-directory={HOME} {fresh}/*", lambda: put_tree(fresh))
 
 
 def fetch(cfg: Settings, source: Source) -> Path:
@@ -1827,7 +1846,9 @@ def make_folders(cfg: Settings) -> None:
     write_file(STATE / "settings.json", json.dumps(plain, indent=1), 0o600)  # IMAGE's URL may hold a token
     known = passwords(STATE)
     for name in SECRETS:
-        known[name] = getattr(cfg, name) or known.get(name) or secrets.token_urlsafe(24)
+        if DRY_RUN and not (getattr(cfg, name) or known.get(name)):
+            print(f"{name}=$(openssl rand -hex 16)")
+        known[name] = getattr(cfg, name) or known.get(name) or values(cfg).get(name) or secrets.token_urlsafe(24)
     write_file(STATE / "passwords.json", json.dumps(known, indent=1), 0o600)
 
 
@@ -1839,7 +1860,7 @@ def own_folder(path: Path, owner: str, mode: int) -> None:
         give(path, owner)
         path.chmod(mode)
 
-    change(f"install --directory --mode={mode:o} --owner={owner} {path}", make)
+    change(f"install --directory --mode={mode:o} --owner={owner} --group={owner} {path}", make)
 
 
 def use_elsewhere(cfg: Settings) -> None:
@@ -1852,7 +1873,7 @@ def use_elsewhere(cfg: Settings) -> None:
             record("rm", "--recursive", "--force", own)
             make_folder(own)
             make_folder(place)
-            do("mount", "--bind", own, place)
+            mount("--bind", own, place)
 
 
 def write_config(cfg: Settings) -> None:
@@ -1947,12 +1968,19 @@ def register_services(cfg: Settings) -> None:
         for interface in ("public", "internal"):
             create_endpoint(cfg, service, interface, render(url, cfg))
     keys = json.dumps({"access": values(cfg)["EC2_ACCESS_KEY"], "secret": values(cfg)["EC2_SECRET_KEY"]})
-    line = f"openstack credential create --type ec2 --project admin admin {shlex.quote(keys)}"
-    whose = lambda: dict(user_id=cloud(cfg).current_user_id, project_id=cloud(cfg).current_project_id)
-    change(line, lambda: cloud(cfg).identity.create_credential(type="ec2", blob=keys, **whose()))
+    line = "openstack credential create --type ec2 --project admin admin " + shlex.quote(keys.replace('"', '\\"')).replace(
+        "'", '"'
+    )
+    change(line, lambda: create_credential(cfg, keys))
     if cfg.DIRECTORY:
         create(cfg, "identity", "domain", "ldap")
     cloud.cache_clear()  # its token names the catalog as it was
+
+
+def create_credential(cfg: Settings, keys: str) -> None:
+    """admin's keys to S3 and EC2."""
+    whose = dict(user_id=cloud(cfg).current_user_id, project_id=cloud(cfg).current_project_id)
+    cloud(cfg).identity.create_credential(type="ec2", blob=keys, **whose)
 
 
 def add_role(cfg: Settings, role: Any, project: Any, **whose: Any) -> None:
@@ -1965,8 +1993,8 @@ def add_role(cfg: Settings, role: Any, project: Any, **whose: Any) -> None:
 def create_endpoint(cfg: Settings, service: Any, interface: str, url: str) -> None:
     """Where a service answers."""
     line = f"openstack endpoint create --region RegionOne {service.name} {interface} {shlex.quote(url)}"
-    where = lambda: dict(service_id=service.id, interface=interface, url=url, region_id="RegionOne")
-    change(line, lambda: cloud(cfg).identity.create_endpoint(**where()))
+    where = dict(service_id=service.id, interface=interface, url=url, region_id="RegionOne")
+    change(line, lambda: cloud(cfg).identity.create_endpoint(**where))
 
 
 def fill_database(cfg: Settings, names: tuple[str, ...], commands: tuple[str, ...]) -> None:
@@ -2583,10 +2611,10 @@ def terminate(cfg: Settings) -> None:
 
 def delete_everything(cfg: Settings) -> None:
     """Every project's instances, and every floating address."""
-    servers = lambda: list(cloud(cfg).compute.servers(all_projects=True))
-    for server in (those := servers()):
+    servers = functools.partial(cloud(cfg).compute.servers, all_projects=True)
+    for server in (those := list(servers())):
         delete(cfg, "compute", "server", server, force=True)
-    wait_for(f"the end of {len(those)} instances", lambda: not servers(), 60)
+    wait_for(f"the end of {len(those)} instances", lambda: not list(servers()), 60)
     for address in cloud(cfg).network.ips():
         delete(cfg, "network", "ip", address)
 
@@ -2594,14 +2622,14 @@ def delete_everything(cfg: Settings) -> None:
 def delete_volumes(cfg: Settings) -> None:
     """Every project's volumes with their snapshots, whatever state they are in."""
     storage = cloud(cfg).block_storage
-    volumes = lambda: list(storage.volumes(all_projects=True))
+    volumes = functools.partial(storage.volumes, all_projects=True)
     for each in storage.attachments(all_projects=True):  # of instances that are no more
         drop = functools.partial(storage.delete, f"/attachments/{each.id}", microversion="3.27")
         change(f"openstack --os-volume-api-version 3.27 volume attachment delete {each.id}", drop)
-    for each in (those := volumes()):
+    for each in (those := list(volumes())):
         end = functools.partial(storage.delete, f"/volumes/{each.id}?cascade=true&force=true", microversion="3.23")
         change(f"openstack volume delete --force --purge {each.id}", end)
-    wait_for(f"the end of {len(those)} volumes", lambda: not volumes(), 60)
+    wait_for(f"the end of {len(those)} volumes", lambda: not list(volumes()), 60)
 
 
 def destroy_domains() -> None:
