@@ -734,7 +734,7 @@ def do(*argv: object, user: str = ROOT, text: str = "", env: Mapping[str, str] =
     words = [str(word) for word in argv]
     if user != ROOT:
         words = ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", *words]
-    line = [f"{name}={shlex.quote(value)}" for name, value in env.items()]
+    line = [f"{name}={shlex.quote(value)}" for name, value in env.items() if DRY_RUN]  # secrets among them: not in the log
     line += ["env", f"--chdir={cwd}"] if str(cwd) != "/" else []
     change(" ".join([*line, shlex.join(words)]), lambda: carry_out(words, text, env, cwd, hint), text)
 
@@ -785,17 +785,17 @@ def forgiven(function: Callable[..., Any], *arguments: Any, **options: Any) -> N
         log.info("forgiven: %s %s", failure, " | ".join(failure.tail))
 
 
-def wait_for(what: str, ready: Callable[[], object], seconds: float, service: Service | None = None) -> None:
-    """Look five times a second until `ready` is true; the only place that sleeps.
+def wait_for(what: str, ready: Callable[[], object], seconds: float, service: Service | None = None, place: str = "") -> None:
+    """Look five times a second until `ready` is true, or somebody answers at `place`; the only place that sleeps.
 
     A probe may raise: its last error is told when the time is up. The death of `service` in its window ends the wait.
     """
     if DRY_RUN:
-        return print(f"# wait until this is ready: {what}")
+        return print(f"until {looked_at(place)}; do sleep 0.2; done" if place else f"# wait for {what}")
     began, last = time.monotonic(), "it never answered"
     while time.monotonic() < began + seconds:
         try:
-            if ready():
+            if answers(place) if place else ready():
                 log.debug("%s: ready after %.1f s", what, time.monotonic() - began)
                 return
         except Failure:
@@ -1038,10 +1038,17 @@ def answers(place: str) -> bool:
         return False
 
 
+def looked_at(place: str) -> str:
+    """The same as a shell looks."""
+    if place.startswith("http"):
+        return f"curl --silent --output /dev/null {place}"
+    return f"(: </dev/tcp/{place.replace(':', '/')}) 2>/dev/null" if ":" in place else f"test -S {place}"
+
+
 def wait_for_service(cfg: Settings, service: Service, seconds: float = 90) -> None:
     """Its window answers, where it has something to answer with; or a Failure that names it."""
     if place := render(service.answers, cfg):
-        wait_for(f"{service.window} ({place})", lambda: answers(place), seconds, service)
+        wait_for(f"{service.window} ({place})", bool, seconds, service, place)
 
 
 @functools.cache
@@ -1848,7 +1855,7 @@ def make_folders(cfg: Settings) -> None:
     for name in SECRETS:
         if DRY_RUN and not (getattr(cfg, name) or known.get(name)):
             print(f"{name}=$(openssl rand -hex 16)")
-        known[name] = getattr(cfg, name) or known.get(name) or values(cfg).get(name) or secrets.token_urlsafe(24)
+        known[name] = getattr(cfg, name) or known.get(name) or (f"@@{name}" if DRY_RUN else secrets.token_urlsafe(24))
     write_file(STATE / "passwords.json", json.dumps(known, indent=1), 0o600)
 
 
@@ -1884,6 +1891,8 @@ def write_config(cfg: Settings) -> None:
     if not cfg.USE_MYSQL:
         for place in {ENV, *(place for _, place in rows(cfg, GROUPS))}:
             install_plugin(site_packages(place))
+    if DRY_RUN:
+        print(f". {HOME}/novarc  # for what openstack asks for below")
     for folder in ("fernet", "credential"):
         for name in ("0", "1"):
             if not (STATE / f"keystone/{folder}/{name}").exists():
@@ -1949,7 +1958,7 @@ def started(cfg: Settings, service: Service, *more: str) -> Iterator[None]:
             process.wait()
 
     try:
-        wait_for(service.window, lambda: answers(render(service.answers, cfg)), 60)
+        wait_for(service.window, bool, 60, place=render(service.answers, cfg))
         yield
     finally:
         change(f"kill ${service.window}; wait ${service.window}", end)
@@ -2756,12 +2765,14 @@ def prepare_folder(cfg: Settings, verb: str) -> None:
         raise Failure(f"Refusing to use {cfg.DIR}/state (it is not root's, so it may hold anything)", "remove it first")
     if verb == "status":
         if HOME.exists():  # where it is not, no cloud is up
-            do("mount", "--bind", cfg.DIR.resolve(), HOME)  # nobody but us sees this
+            mount("--bind", cfg.DIR.resolve(), HOME)
         return
     if not (cfg.DIR / "state").exists():
         check_machine(cfg)
         if cfg.DIR.is_dir() and (there := sorted(path.name for path in cfg.DIR.iterdir())):
             raise Failure(f"Refusing to use {cfg.DIR} (it holds {', '.join(there[:5])})", "name a new folder: nova.py VERB DIR")
+    if DRY_RUN:
+        print("unshare --mount --propagation slave bash  # with mounts of its own; what follows is typed there")
     try:
         make_folder(cfg.DIR / "state")
         start_log(cfg)
