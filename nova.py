@@ -624,7 +624,7 @@ BARS = progress.Progress(
     redirect_stdout=False,  # what programs read
     transient=True,
 )
-AT_WORK = threading.local()  # .bar: this thread's, while it is in a step
+AT_WORK = threading.local()  # of this thread: .bar, while it is in a step; .depth, how many changes it is inside of
 
 
 def start_log(cfg: Settings) -> None:
@@ -682,11 +682,17 @@ def in_parallel(*functions: Callable[[], Any]) -> None:
 def change(line: str, make: Callable[[], Any], text: str = "") -> Any:
     """The gate that every change of the machine goes through: what `make` returns; None with --dry-run.
 
-    `line` does the same in a shell, reading `text`; secrets stand in it by their names.
+    `line` does the same in a shell, reading `text`; secrets stand in it by their names. What `make` itself changes is
+    part of it, so the log has that further to the right.
     """
-    log.debug("+ %s", hidden(line))
     if not DRY_RUN:
-        return make()
+        depth = getattr(AT_WORK, "depth", 0)
+        log.debug("%s+ %s", "  " * depth, hidden(line))
+        AT_WORK.depth = depth + 1
+        try:
+            return make()
+        finally:
+            AT_WORK.depth = depth
     escaped = re.sub(r"[\\$`]", r"\\\g<0>", text.removesuffix("\n"))
     print(hidden(f"{line} <<END\n{escaped}\nEND" if text else line), flush=True)
 
@@ -1729,7 +1735,8 @@ def no_services() -> Iterator[None]:
     finally:
         remove_policy()
     if DRY_RUN:
-        return print(f"rm {POLICY}\n# disable each service that these packages bring: deb-systemd-helper disable UNIT")
+        print("# disable each service that these packages bring:  deb-systemd-helper disable UNIT")
+        return print(f"rm --recursive --force {POLICY}\nrm --recursive --force {INSTALLED_BEFORE}")
     new = installed_packages() - set(INSTALLED_BEFORE.read_text().split())
     files = ask("dpkg-query", "--listfiles", *sorted(new)) if new else ""
     units = re.findall(r"/systemd/system/([^/\s]+)$", files, re.M)
@@ -1809,7 +1816,7 @@ def uv(*words: object, env: Mapping[str, str] = {}, hint: str = NETWORK) -> None
 
 def site_packages(place: Path) -> Path:
     """Where an environment's modules are."""
-    return next(place.glob("lib/python3*/site-packages"), place / "lib/python3/site-packages")
+    return place / "lib" / Path("/usr/bin/python3").resolve().name / "site-packages"
 
 
 def compile_python(*folders: Path) -> None:
@@ -1840,9 +1847,15 @@ def link_modules(cfg: Settings) -> None:
     remove(place)
     make_folder(place)
     for _, files in rows(cfg, MODULES):
-        for file in modules.glob(files) if not DRY_RUN else [modules / files]:
-            change(f"ln --symbolic --target-directory={place} {file}", functools.partial((place / file.name).symlink_to, file))
+        line = f"ln --symbolic --target-directory={place} {modules}/{files}"
+        change(line, functools.partial(link, place, *modules.glob(files)))
     write_file(site_packages(ENV) / "distribution.pth", f"{place}\n")
+
+
+def link(folder: Path, *files: Path) -> None:
+    """Links in a folder to these files."""
+    for file in files:
+        (folder / file.name).symlink_to(file)
 
 
 def make_folders(cfg: Settings) -> None:
@@ -1929,7 +1942,7 @@ def kept_databases(cfg: Settings) -> Path:
 def fill_databases(cfg: Settings) -> None:
     """A server for the time of it, and each database's own commands side by side; then out of the services' way."""
     place, kept = STATE / "databases", kept_databases(cfg)
-    remove(kept, place)
+    do("rm", "--recursive", "--force", kept, place)
     for folder in (place, place / "sqlite"):
         own_folder(folder, USER, 0o700)
     with step("Make the databases"):

@@ -43,7 +43,9 @@ esac"""
 def installable(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
     """A machine on which nothing is installed yet, and everything can be; what would be downloaded is not."""
     monkeypatch.setattr(nova, "download", lambda url, sha256="": b"packed")
-    monkeypatch.setattr(sys, "executable", str(machine.path("/usr/bin/python3")))
+    monkeypatch.setattr(sys, "executable", str(machine.path("/usr/bin/python3.11")))
+    machine.put("/usr/bin/python3.11")
+    machine.path("/usr/bin/python3").symlink_to("python3.11")
     ready = lambda place: ("keystone.wsgi" if ":5000" in place else "mariadbd") in machine.transcript()
     monkeypatch.setattr(nova, "answers", ready)
     monkeypatch.setattr(nova, "register_services", lambda cfg: machine.fake("registered") or nova.do("registered"))
@@ -68,7 +70,7 @@ def installable(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
         nova.ENV / "bin/python",
         sys.executable,
     ]
-    for name in quiet:
+    for name in ("rm", *quiet):
         machine.fake(name)
     return machine
 
