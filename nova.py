@@ -698,11 +698,12 @@ def change(line: str, make: Callable[[], Any], text: str = "") -> Any:
 
 
 def hidden(text: str) -> str:
-    """The same with $NAME for each secret that is known."""
+    """The same with $NAME for each secret that is known, and with the names of resources for their ids."""
     given = {name: os.environ.get(name, "") for name in SECRETS}
-    for name, secret in {**given, **passwords(STATE)}.items():
-        text = text.replace(secret, f"${name}") if secret else text
-    return text.replace("@@", "$")  # see values
+    known = {secret: f"${name}" for name, secret in {**given, **passwords(STATE)}.items() if secret}
+    for value, name in {**known, **NAMES, "@@": "$"}.items():  # @@: see values
+        text = text.replace(value, name)
+    return text
 
 
 def make_folder(path: Path, mode: int = 0o755) -> None:
@@ -1088,6 +1089,9 @@ OPTIONS = {
 }  # fmt: skip
 
 
+NAMES: dict[str, str] = {}  # of resources that were made or found, by their ids: lines are read by people
+
+
 class Unmade(NamedTuple):
     """With --dry-run, what stands for a resource: its name for all that is not known of it."""
 
@@ -1104,7 +1108,7 @@ def create(cfg: Settings, service: str, kind: str, name: str, **attributes: Any)
         form = OPTIONS.get(key) or OPTIONS.get(f"{key}={value}") or f"--{key.replace('_', '-')} {{}}"
         line += " " + form.format(value)
     make = lambda: getattr(getattr(cloud(cfg), service), f"create_{kind}")(name=name, **attributes)
-    return change(f"{line} {name}", make) or Unmade(name)
+    return named(name, change(f"{line} {name}", make))
 
 
 def delete(cfg: Settings, service: str, kind: str, resource: Any, **how: Any) -> None:
@@ -1115,7 +1119,16 @@ def delete(cfg: Settings, service: str, kind: str, resource: Any, **how: Any) ->
 
 def find(cfg: Settings, service: str, kind: str, name: str) -> Any:
     """The resource of this name, of those that a run begins with."""
-    return Unmade(name) if DRY_RUN else getattr(getattr(cloud(cfg), service), f"find_{kind}")(name)
+    return named(name, None if DRY_RUN else getattr(getattr(cloud(cfg), service), f"find_{kind}")(name))
+
+
+def named(name: str, resource: Any) -> Any:
+    """The same resource, whose name is known from now on; with --dry-run what stands for it."""
+    if resource is None:
+        return Unmade(name)
+    if len(str(resource.id)) >= 32:  # noqa: PLR2004  (a UUID; a flavor's id is a number)
+        NAMES[resource.id] = name
+    return resource
 
 
 # ---- Checks: before anything is changed ----
@@ -2480,7 +2493,7 @@ def create_address(cfg: Settings, port: Any) -> Any:
     """A floating address for a port."""
     public = find(cfg, "network", "network", "public")
     make = lambda: cloud(cfg).network.create_ip(floating_network_id=public.id, port_id=port.id)
-    return change(f"openstack floating ip create --port {port.id} public", make) or Unmade("ADDRESS")
+    return named("ADDRESS", change(f"openstack floating ip create --port {port.id} public", make))
 
 
 def is_active(cfg: Settings, server: Any) -> bool:

@@ -66,7 +66,10 @@ def test_nothing_is_changed_on_one_with_a_cloud(verb: str, dry_run: Say, runnabl
 
 @pytest.mark.parametrize("verb", ["branch", "install", "run_detached"])
 def test_what_it_says_is_what_is_done(
-    verb: str, dry_run: Say, runnable: Machine, caplog: pytest.LogCaptureFixture  # noqa: F811
+    verb: str,
+    dry_run: Say,
+    runnable: Machine,
+    caplog: pytest.LogCaptureFixture,  # noqa: F811
 ) -> None:
     said = lines(dry_run(verb))
     caplog.clear()
