@@ -1047,8 +1047,7 @@ def answers(place: str) -> bool:
 
 def looked_at(place: str) -> str:
     """The same as a shell looks."""
-    if place.startswith("http"):
-        return f"curl --silent --output /dev/null {place}"
+    place = urllib.parse.urlsplit(place).netloc if place.startswith("http") else place
     return f"(: </dev/tcp/{place.replace(':', '/')}) 2>/dev/null" if ":" in place else f"test -S {place}"
 
 
@@ -1126,7 +1125,7 @@ def named(name: str, resource: Any) -> Any:
     """The same resource, whose name is known from now on; with --dry-run what stands for it."""
     if resource is None:
         return Unmade(name)
-    if len(str(resource.id)) >= 32:  # noqa: PLR2004  (a UUID; a flavor's id is a number)
+    if re.fullmatch("[0-9a-f-]{32,36}", str(resource.id)):  # not a flavor's number
         NAMES[resource.id] = name
     return resource
 

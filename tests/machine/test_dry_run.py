@@ -28,7 +28,8 @@ def pasted(machine: Machine) -> Iterator[Machine]:
     assert it.traces() == before and not list(it.folder.iterdir())
     if cache.exists():  # downloads
         shutil.copytree(cache, it.folder / "nova/state/cache/uv", copy_function=lambda old, new: Path(new).hardlink_to(old))
-    done = subprocess.run(["bash"], input=f"set -e\n{said}", cwd=it.folder, capture_output=True, text=True, check=False)
+    said = said.replace("propagation slave bash ", "propagation slave bash -ex ")
+    done = subprocess.run(["bash"], input=said, cwd=it.folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     yield it
     it.nova("scrub")
