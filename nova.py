@@ -2797,7 +2797,7 @@ def prepare_folder(cfg: Settings, verb: str) -> None:
         if cfg.DIR.is_dir() and (there := sorted(path.name for path in cfg.DIR.iterdir())):
             raise Failure(f"Refusing to use {cfg.DIR} (it holds {', '.join(there[:5])})", "name a new folder: nova.py VERB DIR")
     if DRY_RUN:
-        print("unshare --mount --propagation slave bash  # with mounts of its own; what follows is typed there")
+        print("exec unshare --mount --propagation slave bash  # with mounts of its own; what follows is typed there")
     try:
         make_folder(cfg.DIR / "state")
         start_log(cfg)
