@@ -1047,7 +1047,8 @@ def answers(place: str) -> bool:
 
 def looked_at(place: str) -> str:
     """The same as a shell looks."""
-    place = urllib.parse.urlsplit(place).netloc if place.startswith("http") else place
+    if place.startswith("http"):
+        return f"curl --silent --output /dev/null {place}"
     return f"(: </dev/tcp/{place.replace(':', '/')}) 2>/dev/null" if ":" in place else f"test -S {place}"
 
 
