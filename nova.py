@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""usage: sudo python3 nova.py [-v] [-p] VERB [ARGUMENT...]
+"""usage: sudo python3 nova.py [-v] [-p] [--dry-run] VERB [ARGUMENT...]
 
 A real OpenStack Nova on this machine by one command, and back again: nova.sh, for today's OpenStack.
 
@@ -17,6 +17,7 @@ A real OpenStack Nova on this machine by one command, and back again: nova.sh, f
   settings               every variable with its value and its meaning
 
 run does what is missing first, so one command is enough:  sudo python3 nova.py run
+--dry-run shows, as lines for a shell, what the verb would do, and changes nothing.
 -v shows every command; all of it is in DIR/state/log/nova.log.  -p asks for the passwords that are not there yet;
 without it they are generated.  --yes: run, run_detached and scrub do not ask before they delete instances.
 Settings are environment variables: README.md
@@ -24,6 +25,7 @@ Settings are environment variables: README.md
 
 from __future__ import annotations
 
+import atexit
 import collections
 import concurrent.futures
 import contextlib
@@ -72,6 +74,7 @@ HERE = Path(__file__).resolve().parent
 TOOL = HERE / ".tool"  # nova.py's own environment and the downloads for it
 
 
+DRY_RUN = "--dry-run" in sys.argv  # changes are said and not made
 NETWORK = "check the network and the package sources, then repeat: it goes on where it stopped"
 
 
@@ -139,6 +142,9 @@ def bootstrap() -> None:
     """
     if os.environ.pop("NOVA_PY_PRIVATE", ""):
         return
+    if DRY_RUN and not TOOL.exists():
+        print(f"python3 {HERE}/nova.py settings  # it makes {TOOL}; until then there is nothing to look with")
+        sys.exit(0)
     lock, made_from, python = HERE / ".tool.lock", TOOL / "made-from", TOOL / "env/bin/python"
 
     def made() -> bool:
@@ -182,10 +188,11 @@ def legible(value: object) -> str:
 
 
 LOG_FILE: list[Path] = []  # one, once there is a folder
+FLAGS = ("-v", "-p", "--dry-run")
 VERB_WORDS = re.findall(r"^  (\w+) ", __doc__, re.MULTILINE)
 
 if __name__ == "__main__":
-    words = [w for w in sys.argv[1:] if w not in ("-v", "-p", "--json", "--yes")]
+    words = [w for w in sys.argv[1:] if w not in (*FLAGS, "--json", "--yes", "--keep-cache")]
     if {"-h", "--help", "help"} & set(words):
         print(__doc__.rstrip())
         sys.exit(0)
@@ -647,15 +654,17 @@ BARS = progress.Progress(
     progress.BarColumn(20),
     progress.TextColumn("{task.fields[said]}", markup=False),
     console=Console(stderr=True),
-    disable=not sys.stderr.isatty() or "-v" in sys.argv,
+    disable=not sys.stderr.isatty() or not {"-v", "--dry-run"}.isdisjoint(sys.argv),
     redirect_stdout=False,  # what programs read
     transient=True,
 )
-AT_WORK = threading.local()  # .bar: this thread's, while it is in a step
+AT_WORK = threading.local()  # of this thread: .bar, while it is in a step; .depth, how many changes it is inside of
 
 
 def start_log(cfg: Settings) -> None:
     """Everything goes to DIR/state/log/nova.log, with the time; -v shows it on the screen as well."""
+    if DRY_RUN:
+        return
     path = cfg.DIR / "state/log/nova.log"
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path)
@@ -692,7 +701,7 @@ FULL = 64  # MiB that are left on a full disk: below 50 RabbitMQ takes no more m
 def step(what: str) -> Iterator[None]:
     """Say what is being done and at which second; a Failure inside is told with it."""
     started = time.monotonic()
-    say(f"{started - BEGAN:6.1f} s  {what}")
+    say(f"{started - BEGAN:6.1f} s  {what}") if not DRY_RUN else print(f"\n# {what}")
     AT_WORK.bar = bar = BARS.add_task(what, total=None, said="")
     try:
         yield
@@ -710,12 +719,67 @@ def step(what: str) -> Iterator[None]:
 
 def in_parallel(*functions: Callable[[], Any]) -> None:
     """Call all of them at once and wait for all; the first failure is raised."""
+    if DRY_RUN:
+        for function in functions:
+            function()
+        return
     with concurrent.futures.ThreadPoolExecutor(len(functions)) as pool:
         for done in [pool.submit(f) for f in functions]:
             done.result()
 
 
-# ---- Commands: do changes the machine, ask only looks ----
+# ---- Changes: each is said as a line for a shell and then made; with --dry-run it is only said ----
+
+
+def change(line: str, make: Callable[[], Any], text: str = "") -> Any:
+    """The gate that every change of the machine goes through: what `make` returns; None with --dry-run.
+
+    `line` does the same in a shell, reading `text`; secrets stand in it by their names. What `make` itself changes is
+    part of it, so the log has that further to the right.
+    """
+    if not DRY_RUN:
+        depth = getattr(AT_WORK, "depth", 0)
+        log.debug("%s+ %s", "  " * depth, hidden(line))
+        AT_WORK.depth = depth + 1
+        try:
+            return make()
+        finally:
+            AT_WORK.depth = depth
+    escaped = re.sub(r"[\\$`]", r"\\\g<0>", text.removesuffix("\n"))
+    print(hidden(f"{line} <<END\n{escaped}\nEND" if text else line), flush=True)
+
+
+def hidden(text: str) -> str:
+    """The same with $NAME for each secret that is known, and with the names of resources for their ids."""
+    given = {name: os.environ.get(name, "") for name in SECRETS}
+    known = {secret: f"${name}" for name, secret in {**given, **passwords(STATE)}.items() if secret}
+    for value, name in {**known, **NAMES, "@@": "$"}.items():  # @@: see values
+        text = text.replace(value, name)
+    return text
+
+
+def make_folder(path: Path, mode: int = 0o755) -> None:
+    """A folder, with those on the way to it; one that is there stays as it is."""
+    if not path.is_dir():
+        change(f"mkdir --parents --mode={mode:o} {path}", lambda: path.mkdir(mode, parents=True, exist_ok=True))
+
+
+def remove(*paths: Path) -> None:
+    """Files, links and folders, with all that is in them; those that are there."""
+    if there := [path for path in paths if os.path.lexists(path)]:
+        change(shlex.join(["rm", "--recursive", "--force", *map(str, there)]), functools.partial(unlink, *there))
+
+
+def unlink(*paths: Path) -> None:
+    """Remove files and folders for `remove`."""
+    for path in paths:
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def move(old: Path, new: Path) -> None:
+    """A file or a folder gets another name."""
+    change(f"mv --no-target-directory {old} {new}", lambda: old.rename(new))
+
 
 # What commands say is read, by the log's reader at least; and a Python in front of the distribution's breaks its programs.
 PLAIN = {"LC_ALL": "C.UTF-8", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin"}
@@ -729,7 +793,13 @@ def do(*argv: object, user: str = ROOT, text: str = "", env: Mapping[str, str] =
     words = [str(word) for word in argv]
     if user != ROOT:
         words = ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", *words]
-    log.debug("+ %s", shlex.join(words))
+    line = [f"{name}={shlex.quote(value)}" for name, value in env.items() if DRY_RUN]  # secrets among them: not in the log
+    line += ["env", f"--chdir={cwd}"] if str(cwd) != "/" else []
+    change(" ".join([*line, shlex.join(words)]), lambda: carry_out(words, text, env, cwd, hint), text)
+
+
+def carry_out(words: list[str], text: str = "", env: Mapping[str, str] = {}, cwd: object = "/", hint: str = "") -> None:
+    """Run a command for `do`."""
     tail: collections.deque[str] = collections.deque(maxlen=20)
     bar = getattr(AT_WORK, "bar", None)
 
@@ -760,8 +830,8 @@ def ask(*argv: object, ok: tuple[int, ...] = (0,), default: str | None = None, e
     except sh.SignalException_SIGINT:
         raise KeyboardInterrupt from None
     except (sh.CommandNotFound, sh.ErrorReturnCode) as error:
-        if default is not None:
-            return default
+        if default is not None or DRY_RUN:  # there, what would come first may have been what it asks about
+            return default or ""
         why = error.stderr.decode(errors="replace") if isinstance(error, sh.ErrorReturnCode) else "it is not installed"
         raise Failure(f"{shlex.join(words)} failed", tail=tuple(why.splitlines()[-20:])) from None
 
@@ -774,15 +844,17 @@ def forgiven(function: Callable[..., Any], *arguments: Any, **options: Any) -> N
         log.info("forgiven: %s %s", failure, " | ".join(failure.tail))
 
 
-def wait_for(what: str, ready: Callable[[], object], seconds: float, service: Service | None = None) -> None:
-    """Look five times a second until `ready` is true; the only place that sleeps.
+def wait_for(what: str, ready: Callable[[], object], seconds: float, service: Service | None = None, place: str = "") -> None:
+    """Look five times a second until `ready` is true, or somebody answers at `place`; the only place that sleeps.
 
     A probe may raise: its last error is told when the time is up. The death of `service` in its window ends the wait.
     """
+    if DRY_RUN:
+        return print(f"until {looked_at(place)}; do sleep 0.2; done" if place else f"# wait for {what}")
     began, last = time.monotonic(), "it never answered"
     while time.monotonic() < began + seconds:
         try:
-            if ready():
+            if answers(place) if place else ready():
                 log.debug("%s: ready after %.1f s", what, time.monotonic() - began)
                 return
         except Failure:
@@ -803,6 +875,8 @@ def values(cfg: Settings) -> dict[str, Any]:
     """What templates may name: settings, paths, ports, passwords."""
     chosen = asdict(cfg)
     known = passwords(STATE)
+    if DRY_RUN:  # those that install would make have names only
+        known = {name: f"@@{name}" for name in SECRETS if not chosen[name]} | known
     urls = {name: string.Template(url).safe_substitute(known) for name, url in DATABASE_URLS[cfg.USE_MYSQL].items()}
     machine = {"HOSTNAME": socket.gethostname(), "DATAPATH": "system" if has_kernel_datapath() else "netdev"}
     machine["INTERFACES"] = ", ".join(f'"{name}"' for name in netifaces.interfaces() if name not in BRIDGES)
@@ -826,11 +900,20 @@ def render(text: str, cfg: Settings) -> str:
 
 def write_file(path: Path, content: str | bytes, mode: int = 0o644, owner: str = ROOT) -> None:
     """Write it whole or not at all, readable for nobody too early."""
+    text, whose = content if isinstance(content, str) else content.decode(), f"--owner={owner} --group={owner}"
+    if owner == "caller":
+        whose = "--owner=${SUDO_UID:-0} --group=${SUDO_GID:-0}"
+    line = f"install --mode={mode:o} {whose} /dev/stdin {path}" + ("" if text else " </dev/null")
+    change(line, lambda: put_file(path, text, mode, owner), text)
+
+
+def put_file(path: Path, content: str, mode: int, owner: str) -> None:
+    """Write a file for write_file."""
     new = path.with_name(path.name + ".new")
     new.unlink(missing_ok=True)
     with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
         os.fchmod(file.fileno(), mode)
-        file.write(content.encode() if isinstance(content, str) else content)
+        file.write(content.encode())
     give(new, owner)
     new.rename(path)
 
@@ -846,11 +929,20 @@ def give(path: Path, owner: str) -> None:
 
 def record(*undo: object, lasting: bool = False, path: Path | None = None) -> None:
     """Write down the command that takes back what comes next, before it comes; `lasting`: what a reboot does not take back."""
-    line = shlex.join(map(str, undo))
-    with open(path or STATE / "record", "a") as file:  # on a line of its own, wherever the last one was cut off
-        file.write(f"\n{line}  # {checksum(line, '' if lasting else boot())}\n")
-        file.flush()
-        os.fsync(file.fileno())
+    line = shlex.join(map(str, undo))  # on a line of its own, wherever the last one was cut off
+    append(path or STATE / "record", f"\n{line}  # {checksum(line, '' if lasting else boot())}\n")
+
+
+def append(path: Path, text: str) -> None:
+    """Add it to a file's end; it is on the disk when this returns."""
+
+    def write() -> None:
+        with open(path, "a") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+
+    change(f"cat >>{path}", write, text)
 
 
 def checksum(line: str, boot: str) -> str:
@@ -885,7 +977,7 @@ def undo_recorded(path: Path | None = None) -> None:
         write_file(path or STATE / "record", "".join(f"{line}\n" for line in lines + stay))
 
 
-def make_folder(path: Path) -> None:
+def make_machine_folder(path: Path) -> None:
     """A folder of the machine's, with those that it is in; uninstall removes what was not there before."""
     for missing in [each for each in (path, *path.parents) if not each.exists()][::-1]:
         if MACHINE.exists():
@@ -903,20 +995,31 @@ def private_mounts(cfg: Settings) -> None:
     never touched, a home folder need not be opened for QEMU, and whoever has HOME mounted is a process of this cloud.
     """
     NOT_OURS[:] = lines_of("/proc/self/mountinfo")
-    make_folder(HOME)
-    do("mount", "--bind", cfg.DIR.resolve(), HOME)
+    make_machine_folder(HOME)
+    if DRY_RUN and not HOME.exists():
+        HOME.mkdir()
+        atexit.register(HOME.rmdir)
+        atexit.register(carry_out, ["umount", str(HOME)])
+    mount("--bind", cfg.DIR.resolve(), HOME)
     if cfg.LIBVIRT_TYPE != "kvm" and Path("/dev/kvm").exists():
         # Where the device is there but does not work, libvirt probes QEMU anew at every call: ten seconds an instance.
         write_file(STATE / "no-kvm", "", 0o600)
-        do("mount", "--bind", STATE / "no-kvm", "/dev/kvm")
-    make_folder(Path("/run/netns"))
-    do("mount", "-t", "tmpfs", "tmpfs", "/run/netns")
+        mount("--bind", STATE / "no-kvm", "/dev/kvm")
+    make_machine_folder(Path("/run/netns"))
+    mount("-t", "tmpfs", "tmpfs", "/run/netns")
     if cfg.LIBVIRT_TYPE == "lxc" and not has_cgroup2():
         forgiven(do, "umount", "--recursive", "--lazy", CGROUPS)  # libvirt would look for groups where it finds version 2
-        do("mount", "-t", "tmpfs", "tmpfs", CGROUPS)
+        mount("-t", "tmpfs", "tmpfs", CGROUPS)
         for name in CONTROLLERS:
-            (CGROUPS / name).mkdir()
-            do("mount", "-t", "cgroup", "-o", name, "cgroup", CGROUPS / name)
+            make_folder(CGROUPS / name)
+            mount("-t", "cgroup", "-o", name, "cgroup", CGROUPS / name)
+
+
+def mount(*words: object) -> None:
+    """A mount that nobody sees but the cloud's processes and us; with --dry-run for us, where there is something to see."""
+    do("mount", *words)
+    if DRY_RUN and all(Path(str(place)).exists() for place in words if str(place).startswith("/")):
+        carry_out(["mount", *map(str, words)])
 
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -931,9 +1034,9 @@ def has_cgroup2() -> bool:
 def private_libvirt(cfg: Settings) -> None:
     """The rest of private_mounts; not before packages are installed, whose files belong to the machine."""
     for machine, own in rows(cfg, PRIVATE_FOLDERS):
-        make_folder(Path(machine))
-        (HOME / own).mkdir(parents=True, exist_ok=True)
-        do("mount", "--bind", HOME / own, machine)
+        make_machine_folder(Path(machine))
+        make_folder(HOME / own)
+        mount("--bind", HOME / own, machine)
 
 
 def leave_mounts() -> None:
@@ -979,6 +1082,12 @@ def container_of(process: int) -> str:
 
 def end_processes(those: list[psutil.Process], seconds: float) -> None:
     """Ask them to end (SIGTERM), wait for so long, and make the rest (SIGKILL), with what they started."""
+    if those:
+        change(shlex.join(["kill", *(str(process.pid) for process in those)]), lambda: end_now(those, seconds))
+
+
+def end_now(those: list[psutil.Process], seconds: float) -> None:
+    """End processes for end_processes."""
     for process in those:
         with contextlib.suppress(psutil.Error):
             process.terminate()
@@ -999,14 +1108,15 @@ def session(cfg: Settings) -> int:
 
 def to_screen(cfg: Settings, *command: object) -> None:
     """Have the session carry out a command of screen's own."""
-    do("screen", "-S", f"{session(cfg)}.{cfg.SCREEN_NAME}", "-X", *command)  # the name alone would match longer ones
+    name = f"{found}.{cfg.SCREEN_NAME}" if (found := session(cfg)) else cfg.SCREEN_NAME  # which would match longer ones
+    do("screen", "-S", name, "-X", *command)
 
 
 def open_window(cfg: Settings, service: Service) -> None:
     """Open the service's window: a shell whose first command is the service, so up-arrow starts it again."""
     command = f"keep {service.window} {service.user} {render(service.command, cfg)}"
     file = STATE / f"run/{service.window}.rc"
-    file.with_suffix(".died").unlink(missing_ok=True)
+    remove(file.with_suffix(".died"))
     write_file(file, f". {CONF}/window\nhistory -s {shlex.quote(command)}\n{command}\n")
     to_screen(cfg, "screen", "-t", service.window, "bash", "--rcfile", file, "-i")
 
@@ -1034,10 +1144,17 @@ def answers(place: str) -> bool:
         return False
 
 
+def looked_at(place: str) -> str:
+    """The same as a shell looks."""
+    if place.startswith("http"):
+        return f"curl --silent --output /dev/null {place}"
+    return f"(: </dev/tcp/{place.replace(':', '/')}) 2>/dev/null" if ":" in place else f"test -S {place}"
+
+
 def wait_for_service(cfg: Settings, service: Service, seconds: float = 90) -> None:
     """Its window answers, where it has something to answer with; or a Failure that names it."""
     if place := render(service.answers, cfg):
-        wait_for(f"{service.window} ({place})", lambda: answers(place), seconds, service)
+        wait_for(f"{service.window} ({place})", bool, seconds, service, place)
 
 
 @functools.cache
@@ -1047,6 +1164,71 @@ def cloud(cfg: Settings) -> Any:
 
     files = openstack.config.OpenStackConfig(config_files=[f"{HOME}/clouds.yaml"], secure_files=[], load_envvars=False)
     return openstack.connection.Connection(config=files.get_one("nova"))
+
+
+# what the APIs' client calls it   and the openstack command; what is not here has the same name there
+AS_OPTION = {
+    "domain_id":                   "--domain {}",
+    "network_id":                  "--network {}",
+    "is_router_external":          "--external",
+    "is_shared":                   "--share",
+    "is_dhcp_enabled=True":        "--dhcp",
+    "is_dhcp_enabled=False":       "--no-dhcp",
+    "cidr":                        "--subnet-range {}",
+    "gateway_ip":                  "--gateway {}",
+    "allocation_pools":            "--allocation-pool start={0[0][start]},end={0[0][end]}",
+    "external_gateway_info":       "--external-gateway {0[network_id]}",
+    "visibility":                  "--{}",
+    "data":                        "--file {0.name}",
+    "flavor_id":                   "--flavor {}",
+    "public_key":                  f"--public-key {STATE}/run/smoke.pub",
+    "image_id":                    "--image {}",
+    "networks":                    "--port {0[0][port]}",
+    "options":                     "--ignore-lockout-failure-attempts",
+    **{name: f"--property {name}={{!r}}" for name in ("kernel_id", "ramdisk_id", "os_command_line")},
+}  # fmt: skip
+
+
+NAMES: dict[str, str] = {}  # of resources that were made or found, by their ids: lines are read by people
+
+
+class Unmade(NamedTuple):
+    """With --dry-run, what stands for a resource: its name for all that is not known of it."""
+
+    name: str
+
+    def __getattr__(self, attribute: str) -> str:
+        return self.name
+
+
+def create(cfg: Settings, service: str, kind: str, name: str, **attributes: Any) -> Any:
+    """A new resource of an API; as a line it is the openstack command that makes the same."""
+    line = f"openstack {kind.replace('_', ' ')} create"
+    for key, value in attributes.items():
+        form = AS_OPTION.get(key) or AS_OPTION.get(f"{key}={value}") or f"--{key.replace('_', '-')} {{}}"
+        line += " " + form.format(value)
+    make = lambda: getattr(getattr(cloud(cfg), service), f"create_{kind}")(name=name, **attributes)
+    return named(name, change(f"{line} {name}", make))
+
+
+def delete(cfg: Settings, service: str, kind: str, resource: Any, **how: Any) -> None:
+    """The end of a resource of an API; told as the openstack command that ends it."""
+    words = ["openstack", *{"ip": "floating ip"}.get(kind, kind).split(), "delete", *(f"--{name}" for name in how), resource.id]
+    change(" ".join(words), lambda: getattr(getattr(cloud(cfg), service), f"delete_{kind}")(resource, **how))
+
+
+def find(cfg: Settings, service: str, kind: str, name: str) -> Any:
+    """The resource of this name, of those that a run begins with."""
+    return named(name, None if DRY_RUN else getattr(getattr(cloud(cfg), service), f"find_{kind}")(name))
+
+
+def named(name: str, resource: Any) -> Any:
+    """The same resource, whose name is known from now on; with --dry-run what stands for it."""
+    if resource is None:
+        return Unmade(name)
+    if re.fullmatch("[0-9a-f-]{32,36}", str(resource.id)):  # not a flavor's number
+        NAMES[resource.id] = name
+    return resource
 
 
 # ---- The machine as it was: looked at before the first change, compared when all is undone ----
@@ -1165,7 +1347,7 @@ def keep_look(cfg: Settings, before: dict[str, Seen | None], made: list[Path]) -
     if not MACHINE.exists():
         do("mkdir", "--mode=700", "--parents", MACHINE)
     if not BEFORE.exists():
-        write_file(BEFORE, json.dumps(before), 0o600)
+        change(f"# note in {BEFORE} how this machine is", lambda: put_file(BEFORE, json.dumps(before), 0o600, ROOT))
     for folder in reversed(made):
         record("rmdir", folder, lasting=True, path=UNDOES)
     if str(cfg.DIR) not in (known := kept(CLOUDS)):
@@ -1179,6 +1361,8 @@ def other_folders(cfg: Settings) -> list[str]:
 
 def note_brought(coming: Sequence[str] = ()) -> None:
     """Packages are coming, or have come: with what. Now there may be programs that show what was not seen before."""
+    if DRY_RUN:
+        return print(f"# note in {BROUGHT} what comes with these packages")
     was, now, brought, before = kept(INSTALLING), look_at_machine(OF_PACKAGES), kept(BROUGHT), kept(BEFORE)
     new = {what: list(coming) if what == "packages" else sorted((now[what] or {}).keys() - was[what]) for what in OF_PACKAGES}
     if (dpkgs := Path("/var/log/dpkg.log")).exists():  # a call that was cut off: what is younger is not of packages
@@ -1630,9 +1814,11 @@ def branch(cfg: Settings, word: str = "") -> None:
         install_packages(set(needed))
     with step("Fetch nova's source"):
         fresh = fetch(cfg, source)
-        check_tree(fresh, word)
+        if not DRY_RUN:
+            check_tree(fresh, word)
     with step(f"Put it into {cfg.DIR}"):
-        put_tree(fresh)
+        old = " ".join(f"{HOME}/{name}" for name in tree()["top"])
+        change(f"rm --recursive --force {old}; mv --target-directory={HOME} {fresh}/*", lambda: put_tree(fresh))
 
 
 def fetch(cfg: Settings, source: Source) -> Path:
@@ -1640,8 +1826,8 @@ def fetch(cfg: Settings, source: Source) -> Path:
     kind, url, ref = source
     more = dict[str, Any](env={"GIT_TERMINAL_PROMPT": "0"}, hint="check SOURCE and the network")
     fresh = STATE / "branch/nova"
-    shutil.rmtree(fresh.parent, ignore_errors=True)
-    fresh.parent.mkdir()
+    remove(fresh.parent)
+    make_folder(fresh.parent)
     if kind == "git":
         commit = re.fullmatch("[0-9a-f]{40}", ref)  # clone takes names only
         name = ("--branch", ref) if ref and not commit else ()
@@ -1656,11 +1842,11 @@ def fetch(cfg: Settings, source: Source) -> Path:
             raise Failure(f"SOURCE {url}: {cfg.DIR} is inside of it", "name a DIR elsewhere", code=2)
         do("cp", "--archive", "--reflink=auto", "--no-target-directory", url, fresh)
         if (fresh / ".git").is_file():  # of a linked work tree: what is committed here would change that one
-            (fresh / ".git").unlink()
+            remove(fresh / ".git")
     else:
-        fresh.mkdir()
+        make_folder(fresh)
         do("tar", "--extract", "--no-same-owner", "--file", url or released(ref), "--directory", fresh)
-        if len(inside := list(fresh.iterdir())) == 1:
+        if len(inside := [fresh / "nova-*"] if DRY_RUN else list(fresh.iterdir())) == 1:
             return inside[0]
     return fresh
 
@@ -1676,8 +1862,8 @@ def released(version: str) -> Path:
             raise Failure(f"SOURCE pypi:nova=={version}: {page} names no such release", code=2)
         file = {"url": urllib.parse.urljoin(page, found[1]), "hash": found[2].replace("=", ":")}
     packed = STATE / "cache/nova.tar.gz"
-    packed.parent.mkdir(exist_ok=True)
-    packed.write_bytes(download(file["url"], file["hash"]))
+    make_folder(packed.parent)
+    change(f"curl --output {packed} {file['url']}", lambda: packed.write_bytes(download(file["url"], file["hash"])))
     return packed
 
 
@@ -1836,13 +2022,17 @@ NO_SERVICES = "#!/bin/sh\n# written by nova.py while it installs packages\nexit 
 def no_services() -> Iterator[None]:
     """Packages start their services and enable them for the next boot; the cloud starts its own, so neither here."""
     if not INSTALLING.exists():
-        write_file(INSTALLING, json.dumps(look_at_machine(OF_PACKAGES)), 0o600)
+        seen = json.dumps(look_at_machine(OF_PACKAGES))
+        change(f"# note in {INSTALLING} how this machine is", lambda: put_file(INSTALLING, seen, 0o600, ROOT))
     if not POLICY.exists():
         write_file(POLICY, NO_SERVICES, 0o755)
     try:
         yield
     finally:
         remove_policy()
+    if DRY_RUN:
+        print("# disable each service that these packages bring:  deb-systemd-helper disable UNIT")
+        return print(f"rm --recursive --force {POLICY}\nrm {INSTALLING}")
     note_brought()
     new = installed_packages() - {name for name, state in kept(INSTALLING)["packages"].items() if state == "installed"}
     files = ask("dpkg-query", "--listfiles", *sorted(new)) if new else ""
@@ -1859,7 +2049,7 @@ def no_services() -> Iterator[None]:
 def remove_policy() -> None:
     """The file that keeps services from starting, when it is ours."""
     if POLICY.exists() and POLICY.read_text() == NO_SERVICES:
-        POLICY.unlink()
+        remove(POLICY)
 
 
 def install_openstack(cfg: Settings) -> None:
@@ -1923,7 +2113,7 @@ def uv(*words: object, env: Mapping[str, str] = {}, hint: str = NETWORK) -> None
 
 def site_packages(place: Path) -> Path:
     """Where an environment's modules are."""
-    return next(place.glob("lib/python3*/site-packages"))
+    return place / "lib" / Path("/usr/bin/python3").resolve().name / "site-packages"
 
 
 def compile_python(*folders: Path) -> None:
@@ -1935,7 +2125,7 @@ def make_once(made_from: Path, key: str, make: Callable[[], None]) -> None:
     """Call `make`, unless what it makes was made from the same before; where it was cut off, it makes all anew."""
     if made_from.exists() and made_from.read_text() == key:
         return
-    made_from.unlink(missing_ok=True)
+    remove(made_from)
     make()
     write_file(made_from, key)
 
@@ -1954,27 +2144,44 @@ def make_users() -> None:
 
 def link_modules(cfg: Settings) -> None:
     """OpenStack's environment sees the files of MODULES, and nothing else of the distribution's Python."""
-    place = STATE / "python3"
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir()
+    place, modules = STATE / "python3", Path("/usr/lib/python3/dist-packages")
+    remove(place)
+    make_folder(place)
     for _, files in rows(cfg, MODULES):
-        for file in Path("/usr/lib/python3/dist-packages").glob(files):
-            (place / file.name).symlink_to(file)
-    (site_packages(ENV) / "distribution.pth").write_text(f"{place}\n")
+        line = f"ln --symbolic --target-directory={place} {modules}/{files}"
+        change(line, functools.partial(link, place, *modules.glob(files)))
+    write_file(site_packages(ENV) / "distribution.pth", f"{place}\n")
+
+
+def link(folder: Path, *files: Path) -> None:
+    """Links in a folder to these files."""
+    for file in files:
+        (folder / file.name).symlink_to(file)
 
 
 def make_folders(cfg: Settings) -> None:
     """Folders, the settings for later, and passwords: what is there stays as it is."""
     for name, owner in rows(cfg, FOLDERS):
-        (HOME / name).mkdir(parents=True, exist_ok=True)
-        give(HOME / name, owner)
-        (HOME / name).chmod({USER: 0o700, PRIVSEP: 0o711}.get(owner, 0o755))
+        own_folder(HOME / name, owner, {USER: 0o700, PRIVSEP: 0o711}.get(owner, 0o755))
     plain = {k: v for k, v in asdict(cfg).items() if k not in (*SECRETS, "DIR")}
     write_file(STATE / "settings.json", json.dumps(plain, indent=1), 0o600)  # IMAGE's URL may hold a token
     known = passwords(STATE)
     for name in SECRETS:
-        known[name] = getattr(cfg, name) or known.get(name) or secrets.token_urlsafe(24)
+        if DRY_RUN and not (getattr(cfg, name) or known.get(name)):
+            print(f"{name}=$(openssl rand -hex 16)")
+        known[name] = getattr(cfg, name) or known.get(name) or (f"@@{name}" if DRY_RUN else secrets.token_urlsafe(24))
     write_file(STATE / "passwords.json", json.dumps(known, indent=1), 0o600)
+
+
+def own_folder(path: Path, owner: str, mode: int) -> None:
+    """A folder that is this user's."""
+
+    def make() -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        give(path, owner)
+        path.chmod(mode)
+
+    change(f"install --directory --mode={mode:o} --owner={owner} --group={owner} {path}", make)
 
 
 def use_elsewhere(cfg: Settings) -> None:
@@ -1985,9 +2192,9 @@ def use_elsewhere(cfg: Settings) -> None:
             for missing in [path for path in own.parents if not path.exists()][::-1]:
                 record("rmdir", missing, lasting=True)
             record("rm", "--recursive", "--force", own, lasting=True)
-            own.mkdir(parents=True, exist_ok=True)
-            place.mkdir(parents=True, exist_ok=True)
-            do("mount", "--bind", own, place)
+            make_folder(own)
+            make_folder(place)
+            mount("--bind", own, place)
 
 
 def write_config(cfg: Settings) -> None:
@@ -1998,16 +2205,20 @@ def write_config(cfg: Settings) -> None:
     if not cfg.USE_MYSQL:
         for place in {ENV, *(place for _, place in rows(cfg, GROUPS))}:
             install_plugin(site_packages(place))
+    if DRY_RUN:
+        print(f". {HOME}/novarc  # for what openstack asks for below")
     for folder in ("fernet", "credential"):
         for name in ("0", "1"):
             if not (STATE / f"keystone/{folder}/{name}").exists():
-                write_file(STATE / f"keystone/{folder}/{name}", urlsafe_b64encode(secrets.token_bytes(32)), 0o600, USER)
+                path = STATE / f"keystone/{folder}/{name}"
+                key = b"$A_KEY" if DRY_RUN else urlsafe_b64encode(secrets.token_bytes(32))
+                write_file(path, key, 0o600, USER)
 
 
 def install_plugin(site: Path) -> None:
     """The SQLAlchemy plugin of DATABASE_URLS becomes a package of OpenStack's environment; why: conf/sqlite."""
     for name in ("nova_py_sqlite.py", "nova_py_sqlite-1.dist-info/entry_points.txt"):
-        (site / name).parent.mkdir(exist_ok=True)
+        make_folder((site / name).parent)
         write_file(site / name, (HERE / "conf/sqlite" / name).read_bytes())
 
 
@@ -2042,11 +2253,9 @@ def fill_databases(cfg: Settings) -> None:
     if KEPT.exists():
         why = f"the cloud in {cfg.DIR} has its own, where they would be made"
         raise Failure(f"Refusing to make new databases ({why})", "start that cloud, or make a new one: run_detached")
-    shutil.rmtree(kept, ignore_errors=True)
-    shutil.rmtree(place, ignore_errors=True)
+    do("rm", "--recursive", "--force", kept, place)
     for folder in (place, place / "sqlite"):
-        folder.mkdir(0o700)
-        give(folder, USER)
+        own_folder(folder, USER, 0o700)
     with step("Make the databases"):
         empty = ("--auth-root-authentication-method=socket", "--skip-test-db")
         do("mariadb-install-db", "--no-defaults", f"--datadir={place}/mysql", *empty, user=USER)
@@ -2054,7 +2263,7 @@ def fill_databases(cfg: Settings) -> None:
             in_parallel(*(functools.partial(fill_database, cfg, *row) for row in rows(cfg, DATABASES)))
             with started(cfg, SERVICES["keystone"]):
                 register_services(cfg)
-    place.rename(kept)
+    move(place, kept)
 
 
 @contextlib.contextmanager
@@ -2063,38 +2272,63 @@ def started(cfg: Settings, service: Service, *more: str) -> Iterator[None]:
     out = STATE / f"log/{service.window}-install.log"
     user = f"setpriv --reuid={service.user} --regid={service.user} --init-groups"
     line = f". {CONF}/window; exec {user} {render(service.command, cfg)} {' '.join(more)}"
-    log.debug("+ bash -c %s", shlex.quote(line))
     options: Any = dict(_in="", _out=str(out), _err_to_out=True, _tty_out=False, _bg=True, _bg_exc=False)
-    process = sh.Command("bash")("-c", line, **options)
-    try:
-        wait_for(service.window, lambda: answers(render(service.answers, cfg)), 60)
-        yield
-    finally:
+    words = shlex.join(["bash", "-c", line])
+    process = change(f"{words} >{out} 2>&1 & {service.window}=$!", lambda: sh.Command("bash")("-c", line, **options))
+
+    def end() -> None:
         with contextlib.suppress(ProcessLookupError, sh.ErrorReturnCode):
             process.terminate()
             process.wait()
 
+    try:
+        wait_for(service.window, bool, 60, place=render(service.answers, cfg))
+        yield
+    finally:
+        change(f"kill ${service.window}; wait ${service.window}", end)
+
 
 def register_services(cfg: Settings) -> None:
     """keystone's catalog: each service's user and its address."""
-    identity = cloud(cfg).identity
-    project = identity.create_project(name="service", domain_id="default")
-    roles = [identity.find_role(name) or identity.create_role(name=name) for name in ("admin", "service")]
+    project = create(cfg, "identity", "project", "service", domain_id="default")
+    roles = [find(cfg, "identity", "role", name) for name in ("admin", "service")]
     for name, kind, url in rows(cfg, ENDPOINTS):
+        secret = values(cfg)["SERVICE_PASSWORD"]
         always = {"ignore_lockout_failure_attempts": True}  # whoever guesses (conf/keystone.conf.tmpl) does not stop the cloud
-        user = identity.create_user(name=name, domain_id="default", password=values(cfg)["SERVICE_PASSWORD"], options=always)
+        user = create(cfg, "identity", "user", name, domain_id="default", password=secret, options=always)
         for role in roles:
-            identity.assign_project_role_to_user(project, user, role)
-        service = identity.create_service(name=name, type=kind)
+            add_role(cfg, role, project, user=user)
+        service = create(cfg, "identity", "service", name, type=kind)
         for interface in ("public", "internal"):
-            where = dict(interface=interface, url=render(url, cfg), region_id="RegionOne")
-            identity.create_endpoint(service_id=service.id, **where)
-    keys = {"access": values(cfg)["EC2_ACCESS_KEY"], "secret": values(cfg)["EC2_SECRET_KEY"]}
-    whose = dict(user_id=cloud(cfg).current_user_id, project_id=cloud(cfg).current_project_id)
-    identity.create_credential(type="ec2", blob=json.dumps(keys), **whose)
+            create_endpoint(cfg, service, interface, render(url, cfg))
+    keys = json.dumps({"access": values(cfg)["EC2_ACCESS_KEY"], "secret": values(cfg)["EC2_SECRET_KEY"]})
+    line = "openstack credential create --type ec2 --project admin admin " + shlex.quote(keys.replace('"', '\\"')).replace(
+        "'", '"'
+    )
+    change(line, lambda: create_credential(cfg, keys))
     if cfg.DIRECTORY:
-        identity.create_domain(name="ldap")
+        create(cfg, "identity", "domain", "ldap")
     cloud.cache_clear()  # its token names the catalog as it was
+
+
+def create_credential(cfg: Settings, keys: str) -> None:
+    """admin's keys to S3 and EC2."""
+    whose = dict(user_id=cloud(cfg).current_user_id, project_id=cloud(cfg).current_project_id)
+    cloud(cfg).identity.create_credential(type="ec2", blob=keys, **whose)
+
+
+def add_role(cfg: Settings, role: Any, project: Any, **whose: Any) -> None:
+    """A user or a group has a role in a project."""
+    ((kind, who),) = whose.items()
+    line = f"openstack role add --{kind} {who.name} --project {project.name} {role.name}"
+    change(line, lambda: getattr(cloud(cfg).identity, f"assign_project_role_to_{kind}")(project, who, role))
+
+
+def create_endpoint(cfg: Settings, service: Any, interface: str, url: str) -> None:
+    """Where a service answers."""
+    line = f"openstack endpoint create --region RegionOne {service.name} {interface} {shlex.quote(url)}"
+    where = dict(service_id=service.id, interface=interface, url=url, region_id="RegionOne")
+    change(line, lambda: cloud(cfg).identity.create_endpoint(**where))
 
 
 def fill_database(cfg: Settings, names: tuple[str, ...], commands: tuple[str, ...]) -> None:
@@ -2136,6 +2370,8 @@ def fetch_image(cfg: Settings) -> None:
             say(f"IMAGE={url.url}: nobody vouches for what comes by http; #sha256=HEX at its end would")
         with step(f"Download {url.url}"):
             part = path.with_suffix(".part")
+            if DRY_RUN:
+                return print(f"curl --location --output {path} {url.url}")
             try:
                 with urllib.request.urlopen(url.url, timeout=60) as answer, open(part, "wb") as file:
                     size = int(answer.headers.get("Content-Length", 0))
@@ -2147,7 +2383,7 @@ def fetch_image(cfg: Settings) -> None:
             if url.fragment and url.fragment.lower() != f"sha256={digest(part)}":
                 raise Failure(f"IMAGE={cfg.IMAGE}: its SHA-256 is {digest(part)}")
             image_format(part)
-            part.rename(path)
+            move(part, path)
 
 
 def unpack_novnc(cfg: Settings) -> None:
@@ -2158,21 +2394,11 @@ def unpack_novnc(cfg: Settings) -> None:
 
     def unpack() -> None:
         with step("Unpack noVNC's page"):
-            shutil.rmtree(page, ignore_errors=True)
-            page.mkdir()
-            do(
-                "apt-get",
-                "download",
-                "-qq",
-                "--config-file",
-                APT_CONFIG,
-                "-o",
-                "APT::Sandbox::User=root",
-                "novnc",
-                cwd=page,
-                hint=NETWORK,
-            )
-            do("dpkg-deb", "--extract", *page.glob("*.deb"), page)
+            remove(page)
+            make_folder(page)
+            apt = ("apt-get", "--config-file", APT_CONFIG, "-o", "APT::Sandbox::User=root")
+            do(*apt, "download", "-qq", "novnc", cwd=page, hint=NETWORK)
+            do("dpkg-deb", "--extract", *([*page.glob("*.deb")] or [page / "novnc.deb"]), page)
 
     make_once(page / "made-from", platform.freedesktop_os_release()["VERSION_ID"], unpack)
 
@@ -2182,9 +2408,11 @@ def unpack_novnc(cfg: Settings) -> None:
 
 def run(cfg: Settings, yes: str = "") -> None:
     """Run a cloud for as long as its session lasts, then take it down."""
-    with only_one("run"):
+    with only_one("run") if not DRY_RUN else contextlib.nullcontext():
         run_detached(cfg, yes)
         to_screen(cfg, "select", "test")
+    if DRY_RUN:
+        return print(f"screen -x {cfg.SCREEN_NAME}\n# and when the session has ended: terminate, clean")
     BARS.stop()  # the terminal is screen's now
     with contextlib.suppress(sh.ErrorReturnCode):
         sh.Command("screen")("-S", f"{session(cfg)}.{cfg.SCREEN_NAME}", "-x", _fg=True)
@@ -2218,7 +2446,7 @@ def run_detached(cfg: Settings, yes: str = "") -> None:
     wait_for_hosts(cfg)
     smoke_test(cfg)
     keep(cfg)
-    (STATE / "run/up").touch()
+    write_file(STATE / "run/up", "")
     say_how_to_use(cfg)
 
 
@@ -2246,7 +2474,7 @@ def start(cfg: Settings) -> None:
     start_workers(cfg)
     wait_for_instances(cfg, ran, reports)
     wait_for_hosts(cfg)  # not before: asked for its volume hosts, cinder waits a minute for a scheduler that is not there yet
-    (STATE / "run/up").touch()
+    write_file(STATE / "run/up", "")
     say_how_to_use(cfg)
 
 
@@ -2327,7 +2555,7 @@ def tell_what_goes(cfg: Settings, yes: str) -> None:
     found = what_it_has(settings_of_run(str(cfg.DIR))) if KEPT.exists() else {}
     if told := [f"{len(names)} {what} ({', '.join(names[:9])})" for what, names in found.items() if names]:
         say(f"This deletes the cloud in {cfg.DIR}: {' and '.join(told)}.")
-    if found.get("instances") and not yes and sys.stdin.isatty():
+    if found.get("instances") and not (yes or DRY_RUN) and sys.stdin.isatty():
         say("Type yes to go on:")
         if sys.stdin.readline().strip() != "yes":
             raise Failure("nothing was changed", "to bring that cloud back: sudo python3 nova.py start")
@@ -2339,6 +2567,8 @@ def what_it_has(cfg: Settings) -> dict[str, list[str]]:
     if not domains and not asked_for(cfg, "VOLUMES_SIZE"):
         return {}  # the usual case, and a server's start is not worth it
     there = not cfg.USE_MYSQL or answers(f"{STATE}/mysql/sock")
+    if DRY_RUN and not there:
+        return {"instances": domains}
     try:
         with contextlib.nullcontext() if there else started(cfg, SERVICES["mysql"]):
             return {what: names_in(cfg, database, those) for what, database, those, _ in rows(cfg, THINGS)}
@@ -2360,9 +2590,7 @@ def names_in(cfg: Settings, database: str, those: str) -> list[str]:
 
 def empty(names: tuple[str, ...]) -> None:
     """Delete what is in folders of HOME, and files."""
-    for name in names:
-        for path in (HOME / name).glob("*") if (HOME / name).is_dir() else [HOME / name]:
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+    remove(*(path for name in names for path in ((HOME / name).glob("*") if (HOME / name).is_dir() else [HOME / name])))
 
 
 def create_switch(schema: str = "openvswitch/vswitch", name: str = "conf") -> None:
@@ -2374,9 +2602,7 @@ def empty_databases(cfg: Settings) -> None:
     """Every run is a fresh cloud: databases as install made them, no instances, no networks, no messages."""
     with step("Empty the databases"):
         empty(EMPTIED)
-        for path in (STATE / "log").glob("*.log"):
-            if path.name != "nova.log":
-                path.unlink()
+        remove(*(path for path in (STATE / "log").glob("*.log") if path.name != "nova.log"))
         copy = ("cp", "--archive", "--reflink=auto", "--sparse=always", "--no-target-directory")
         do(*copy, kept_databases(cfg), STATE / "databases")
         create_switch()
@@ -2393,7 +2619,7 @@ def make_volumes(cfg: Settings) -> None:
         return
     disk, share = STATE / "volumes/disk", STATE / "volumes/local:/share"
     with step("Make room for volumes"):
-        share.mkdir(parents=True)
+        make_folder(share)
         write_file(disk, "", 0o600)
         do("truncate", f"--size={int(cfg.VOLUMES_SIZE) * 1025 + 64}M", disk)  # and what a file system needs for itself
         if not cfg.VOLUMES_LVM:
@@ -2512,8 +2738,7 @@ def use_bridge(name: str, address: str) -> None:
 
 def do_again(*command: object) -> None:
     """Do it, now and whenever ovs-vswitchd was started again: conf/again.tmpl."""
-    path = STATE / "run/addresses"
-    write_file(path, (path.read_text() if path.exists() else "") + f"{shlex.join(map(str, command))}\n")
+    append(STATE / "run/addresses", f"{shlex.join(map(str, command))}\n")
     do(*command)
 
 
@@ -2570,7 +2795,7 @@ def start_control(cfg: Settings) -> None:
 
 def warm_keystone(cfg: Settings) -> None:
     """keystone reads its rules when they are first needed; where two ask at once, it refuses one (seen with 30.0.0)."""
-    list(cloud(cfg).identity.services())
+    DRY_RUN or list(cloud(cfg).identity.services())
 
 
 def start_workers(cfg: Settings) -> None:
@@ -2585,39 +2810,31 @@ def create_flavors(cfg: Settings) -> None:
     """nova.sh's sizes."""
     with step("Create flavors"):
         for name, number, ram, disk, cpus in FLAVORS:
-            cloud(cfg).compute.create_flavor(name=name, id=number, ram=ram, disk=disk, vcpus=cpus)
+            create(cfg, "compute", "flavor", name, id=number, ram=ram, disk=disk, vcpus=cpus)
 
 
 def create_networks(cfg: Settings) -> None:
     """private, public and the router between them; ping and ssh come in."""
     with step("Create networks"):
-        network, manager = cloud(cfg).network, MANAGERS[cfg.NET_MAN]
+        manager = MANAGERS[cfg.NET_MAN]
         outside = dict(provider_network_type="flat", provider_physical_network="public", is_router_external=True)
-        public = network.create_network(name="public", **outside)
-        private = network.create_network(name="private", provider_physical_network="fixed", **manager.private)
+        public = create(cfg, "network", "network", "public", **outside)
+        private = create(cfg, "network", "network", "private", provider_physical_network="fixed", **manager.private)
         create_subnet(cfg, public, cfg.FLOATING_RANGE, -2, is_dhcp_enabled=False)
         inside = [create_subnet(cfg, private, cfg.FIXED_RANGE, -3, is_dhcp_enabled=manager.dhcp)]
         if cfg.USE_IPV6:
             create_subnet(cfg, public, str(ranges_v6(cfg)[1]), -2, is_dhcp_enabled=False)
             by_router = dict(ipv6_ra_mode="slaac", ipv6_address_mode="slaac", is_dhcp_enabled=True)
             inside.append(create_subnet(cfg, private, str(ranges_v6(cfg)[0]), -2, **by_router))
-        router = network.create_router(name="router", external_gateway_info={"network_id": public.id})
-        for subnet in inside:
-            network.add_interface_to_router(router, subnet_id=subnet.id)
-        route_private(cfg)
-        group = next(network.security_groups(name="default", project_id=cloud(cfg).current_project_id))
-        rules: list[dict[str, object]] = [
-            {"ether_type": "IPv4", "protocol": "icmp"},
-            {"ether_type": "IPv6", "protocol": "ipv6-icmp"},
-        ]
-        rules += [{**rule, "protocol": "tcp", "port_range_min": 22, "port_range_max": 22} for rule in rules]
-        own = dict(security_group_id=group.id, direction="ingress")
-        network.create_security_group_rules([{**own, **rule} for rule in rules])
+        create_router(cfg, public, inside)
+        allow_ping_and_ssh(cfg)
 
 
 def route_private(cfg: Settings) -> None:
     """This machine knows the way to the instances' IPv6 addresses, which have no translation; it goes with br-ex."""
-    router = next(cloud(cfg).network.routers(name="router"), None) if cfg.USE_IPV6 else None
+    if DRY_RUN and cfg.USE_IPV6:
+        do_again("ip", "-6", "route", "replace", ranges_v6(cfg)[0], "via", "ADDRESS-OF-ROUTER", "dev", "br-ex")
+    router = next(cloud(cfg).network.routers(name="router"), None) if cfg.USE_IPV6 and not DRY_RUN else None
     gateway: dict[str, Any] = (router and router.external_gateway_info) or {}  # a user may have deleted either
     for address in (each["ip_address"] for each in gateway.get("external_fixed_ips", ()) if ":" in each["ip_address"]):
         do_again("ip", "-6", "route", "replace", str(ranges_v6(cfg)[0]), "via", address, "dev", "br-ex")
@@ -2627,63 +2844,99 @@ def create_subnet(cfg: Settings, network: Any, cidr: str, last: int, **more: obj
     """A network's subnet: its first address is the gateway's, instances have the second to the `last`."""
     room = ipaddress.ip_network(cidr)
     pool = dict(start=str(room[2]), end=str(room[last]))
-    where = dict(name=network.name, network_id=network.id, ip_version=room.version, cidr=cidr)
-    return cloud(cfg).network.create_subnet(**where, gateway_ip=str(room[1]), allocation_pools=[pool], **more)
+    where = dict(network_id=network.id, ip_version=room.version, cidr=cidr, gateway_ip=str(room[1]))
+    return create(cfg, "network", "subnet", network.name, allocation_pools=[pool], **where, **more)
+
+
+def create_router(cfg: Settings, public: Any, inside: list[Any]) -> None:
+    """The router between `public` and these subnets; this machine's way to IPv6 instances is through it."""
+    router = create(cfg, "network", "router", "router", external_gateway_info={"network_id": public.id})
+    for subnet in inside:
+        change(f"openstack router add subnet router {subnet.id}", functools.partial(add_to_router, cfg, router, subnet))
+    if cfg.USE_IPV6:
+        own = [] if DRY_RUN else [each["ip_address"] for each in router.external_gateway_info["external_fixed_ips"]]
+        via = next((address for address in own if ":" in address), "ADDRESS-OF-ROUTER")
+        do("ip", "-6", "route", "replace", ranges_v6(cfg)[0], "via", via, "dev", "br-ex")  # it goes with br-ex
+
+
+def add_to_router(cfg: Settings, router: Any, subnet: Any) -> None:
+    """For create_router."""
+    cloud(cfg).network.add_interface_to_router(router, subnet_id=subnet.id)
+
+
+def allow_ping_and_ssh(cfg: Settings) -> None:
+    """Into every instance whose security group is the project's default one."""
+    rules: list[dict[str, object]] = [
+        {"ether_type": "IPv4", "protocol": "icmp"},
+        {"ether_type": "IPv6", "protocol": "ipv6-icmp"},
+    ]
+    rules += [{**rule, "protocol": "tcp", "port_range_min": 22, "port_range_max": 22} for rule in rules]
+
+    def make() -> None:
+        network, project = cloud(cfg).network, cloud(cfg).current_project_id
+        own = dict(security_group_id=next(network.security_groups(name="default", project_id=project)).id, direction="ingress")
+        network.create_security_group_rules([{**own, **rule} for rule in rules])
+
+    ports = {"tcp": " --dst-port 22"}
+    lines = [f"openstack security group rule create --ethertype {r['ether_type']} --protocol {r['protocol']}"
+             f"{ports.get(str(r['protocol']), '')} default" for r in rules]  # fmt: skip
+    change("\n".join(lines), make)
 
 
 def create_projects(cfg: Settings) -> None:
     """Each group of the directory is a project of the domain ldap, and its members are the project's."""
     if cfg.DIRECTORY:
         with step("Create the projects of the directory's groups"):
-            identity = cloud(cfg).identity
-            domain, member = identity.find_domain("ldap"), identity.find_role("member")
-            for group in identity.groups(domain_id=domain.id):
-                project = identity.create_project(name=group.name, domain_id=domain.id)
-                identity.assign_project_role_to_group(project, group, member)
+            domain, member = find(cfg, "identity", "domain", "ldap"), find(cfg, "identity", "role", "member")
+            groups = [Unmade("EACH-GROUP")] if DRY_RUN else list(cloud(cfg).identity.groups(domain_id=domain.id))
+            for group in groups:
+                project = create(cfg, "identity", "project", group.name, domain_id=domain.id)
+                add_role(cfg, member, project, group=group)
 
 
 def upload_image(cfg: Settings) -> None:
     """Register ami-tty: kernel, ramdisk, root disk; and IMAGE under its file's name."""
     with step("Upload the image"):
-        admin, ids = cloud(cfg), dict[str, str]()
+        ids = dict[str, str]()
         for name, form, file, properties in IMAGE_PARTS:
             known = {key: ids.get(value, value) for key, value in properties.items()}
-            with open(HOME / "images" / file, "rb") as data:
+            path = HOME / "images" / file
+            with contextlib.nullcontext(Unmade(str(path))) if DRY_RUN else open(path, "rb") as data:
                 part = dict(disk_format=form, container_format=form, visibility="public", data=data, **known)
-                ids[name] = admin.image.create_image(name, **part).id
+                ids[name] = create(cfg, "image", "image", name, **part).id
     if cfg.IMAGE:
         path, called = image_file(cfg), Path(urllib.parse.urlsplit(cfg.IMAGE).path).stem
-        kind, size = image_format(path)
+        kind, size = ("FORMAT", 0) if DRY_RUN else image_format(path)
         with step(f"Upload the image {called} ({kind}, a disk of {size / 2**30:.1f} GiB)"), open(path, "rb") as image:
             own = dict(disk_format=kind, container_format="bare", visibility="public", min_disk=-(-size // 2**30))
-            admin.image.create_image(called, data=BARS.wrap_file(image, path.stat().st_size, task_id=AT_WORK.bar), **own)
+            create(cfg, "image", "image", called, data=BARS.wrap_file(image, path.stat().st_size, task_id=AT_WORK.bar), **own)
 
 
 def wait_for_hosts(cfg: Settings) -> None:
     """Until an instance could be placed and wired."""
-    admin, room = cloud(cfg), "/resource_providers?resources=VCPU:1,MEMORY_MB:64,DISK_GB:1"
+    room = "/resource_providers?resources=VCPU:1,MEMORY_MB:64,DISK_GB:1"
 
     def placed() -> object:
-        return admin.placement.get(room, microversion="1.17").json()["resource_providers"]
+        return cloud(cfg).placement.get(room, microversion="1.17").json()["resource_providers"]
 
     with step("Wait for the compute host"):
-        wait_for("the compute host in a cell", lambda: list(admin.compute.hypervisors()), 90)
+        wait_for("the compute host in a cell", lambda: list(cloud(cfg).compute.hypervisors()), 90)
         wait_for("the compute host in placement", placed, 60)
     if asked_for(cfg, "VOLUMES_SIZE"):
         with step("Wait for the volume host"):
-            wait_for(
-                "the volume host in the scheduler", lambda: list(admin.block_storage.backend_pools()), 90, SERVICES["volume"]
-            )
+            pools = lambda: list(cloud(cfg).block_storage.backend_pools())
+            wait_for("the volume host in the scheduler", pools, 90, SERVICES["volume"])
 
 
 def servers_that_ran(cfg: Settings) -> list[Any]:
     """The instances that have to run: those that nova believes do, but for one that is being deleted."""
-    return [each for each in cloud(cfg).compute.servers(all_projects=True) if each.status == "ACTIVE" and not each.task_state]
+    servers = [] if DRY_RUN else cloud(cfg).compute.servers(all_projects=True)
+    return [each for each in servers if each.status == "ACTIVE" and not each.task_state]
 
 
 def compute_reports(cfg: Settings) -> list[str]:
     """When nova-compute told last that it is well: for the first time once it has gone through all of its instances."""
-    return [str(each.updated_at) for each in cloud(cfg).compute.services(binary="nova-compute")]
+    return [str(each.updated_at) for each in ([] if DRY_RUN else cloud(cfg).compute.services(binary="nova-compute"))]
 
 
 def running_guests(cfg: Settings) -> set[str]:
@@ -2697,31 +2950,30 @@ def wait_for_instances(cfg: Settings, ran: list[Any], reports: list[str]) -> Non
 
     But not for one that was paused by a full disk: it is asked to reboot that one.
     """
-    admin = cloud(cfg)
     with step(f"Wait for nova-compute, and for {len(ran)} instances to run again"):
         limit = 90 + 30 * len(ran)
         wait_for("nova-compute", lambda: compute_reports(cfg) != reports, limit, SERVICES["compute"])
         for server in ran:
-            if is_active(admin, server) and server.id not in running_guests(cfg):
-                admin.compute.reboot_server(server, "HARD")
+            if is_active(cfg, server) and server.id not in running_guests(cfg):
+                reboot = functools.partial(cloud(cfg).compute.reboot_server, server, "HARD")
+                change(f"openstack server reboot --hard {server.id}", reboot)
         for server in ran:
-            again = lambda server=server: is_active(admin, server) and server.id in running_guests(cfg)
+            again = lambda server=server: is_active(cfg, server) and server.id in running_guests(cfg)
             wait_for(f"the instance {server.name}", again, limit)
 
 
 def smoke_test(cfg: Settings) -> None:
     """Boot an instance, reach it by ping and by ssh through a floating address, delete it."""
-    key, admin = STATE / "run/smoke", cloud(cfg)
+    key = STATE / "run/smoke"
     with step("Boot an instance and reach it by ssh"):
         do("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "smoke", "-f", key)
-        admin.compute.create_keypair(name="smoke", public_key=key.with_suffix(".pub").read_text())
-        networks = {name: admin.network.find_network(name).id for name in ("private", "public")}
-        port = admin.network.create_port(name="smoke", network_id=networks["private"])
-        address = admin.network.create_ip(floating_network_id=networks["public"], port_id=port.id)
-        image = admin.image.find_image("ami-tty")
-        which = dict(flavor_id=FLAVORS[0][1], image_id=image.id, key_name="smoke", networks=[{"port": port.id}])
-        server = admin.compute.create_server(name="smoke", **which)
-        wait_for("the instance", lambda: is_active(admin, server), 120)
+        public_key = "" if DRY_RUN else key.with_suffix(".pub").read_text()
+        create(cfg, "compute", "keypair", "smoke", public_key=public_key)
+        port = create(cfg, "network", "port", "smoke", network_id=find(cfg, "network", "network", "private").id)
+        address = create_address(cfg, port)
+        which = dict(flavor_id=FLAVORS[0][1], image_id=find(cfg, "image", "image", "ami-tty").id, key_name="smoke")
+        server = create(cfg, "compute", "server", "smoke", networks=[{"port": port.id}], **which)
+        wait_for("the instance", lambda: is_active(cfg, server), 120)
         where = address.floating_ip_address
         login = ("timeout", 15, "ssh", "-i", key, *shlex.split("-oBatchMode=yes -oConnectTimeout=3 -oLogLevel=ERROR"))
         login += ("-oStrictHostKeyChecking=no", "-oUserKnownHostsFile=/dev/null")  # the next one at this address is another
@@ -2729,16 +2981,23 @@ def smoke_test(cfg: Settings) -> None:
         wait_for(f"ping of {where}", pinged, 60)
         wait_for(f"ssh to {where}", lambda: ask(*login, f"root@{where}", "hostname", default="") == "smoke", 90)
     with step("Delete it again"):
-        admin.compute.delete_server(server)
-        wait_for("the instance's end", lambda: not admin.compute.find_server(server.id), 60)
-        admin.network.delete_ip(address)
-        admin.network.delete_port(port)
-        admin.compute.delete_keypair("smoke")
+        delete(cfg, "compute", "server", server)
+        wait_for("the instance's end", lambda: not cloud(cfg).compute.find_server(server.id), 60)
+        delete(cfg, "network", "ip", address)
+        delete(cfg, "network", "port", port)
+        delete(cfg, "compute", "keypair", find(cfg, "compute", "keypair", "smoke"))
 
 
-def is_active(admin: Any, server: Any) -> bool:
+def create_address(cfg: Settings, port: Any) -> Any:
+    """A floating address for a port."""
+    public = find(cfg, "network", "network", "public")
+    make = lambda: cloud(cfg).network.create_ip(floating_network_id=public.id, port_id=port.id)
+    return named("ADDRESS", change(f"openstack floating ip create --port {port.id} public", make))
+
+
+def is_active(cfg: Settings, server: Any) -> bool:
     """Is the instance running? One that went wrong will not, and says why."""
-    now = admin.compute.get_server(server.id)
+    now = cloud(cfg).compute.get_server(server.id)
     if now.status == "ERROR":
         raise Failure(f"instance {now.name}: {(now.fault or {}).get('message')}", "look into the windows compute and scheduler")
     return bool(now.status == "ACTIVE")
@@ -2746,6 +3005,8 @@ def is_active(admin: Any, server: Any) -> bool:
 
 def say_how_to_use(cfg: Settings) -> None:
     """What the user wants to know now: what took how long, where everything is, and three lines to try."""
+    if DRY_RUN:
+        return
     say("\nSeconds each step took (some went on side by side):")
     for what, seconds in STEPS:
         say(f"  {seconds:6.1f}  {what}")
@@ -2920,31 +3181,35 @@ def terminate(cfg: Settings) -> None:
     try:
         with step("End the instances"):
             if processes() and answers(f"http://{cfg.HOST_IP}:8774/"):
-                delete_everything(cloud(cfg))
+                delete_everything(cfg)
                 if asked_for(cfg, "VOLUMES_SIZE"):
-                    delete_volumes(cloud(cfg))
+                    delete_volumes(cfg)
     except Failure as failure:
         say(f"The APIs did not end them ({failure}); so libvirt does.")
     destroy_domains()
 
 
-def delete_everything(admin: Any) -> None:
+def delete_everything(cfg: Settings) -> None:
     """Every project's instances, and every floating address."""
-    for server in (servers := list(admin.compute.servers(all_projects=True))):
-        admin.compute.delete_server(server, force=True)
-    wait_for(f"the end of {len(servers)} instances", lambda: not list(admin.compute.servers(all_projects=True)), 60)
-    for address in admin.network.ips():
-        admin.network.delete_ip(address)
+    servers = functools.partial(cloud(cfg).compute.servers, all_projects=True)
+    for server in (those := list(servers())):
+        delete(cfg, "compute", "server", server, force=True)
+    wait_for(f"the end of {len(those)} instances", lambda: not list(servers()), 60)
+    for address in cloud(cfg).network.ips():
+        delete(cfg, "network", "ip", address)
 
 
-def delete_volumes(admin: Any) -> None:
+def delete_volumes(cfg: Settings) -> None:
     """Every project's volumes with their snapshots, whatever state they are in."""
-    storage = admin.block_storage
-    for attachment in storage.attachments(all_projects=True):  # of instances that are no more
-        storage.delete(f"/attachments/{attachment.id}", microversion="3.27")
-    for volume in (volumes := list(storage.volumes(all_projects=True))):
-        storage.delete(f"/volumes/{volume.id}?cascade=true&force=true", microversion="3.23")
-    wait_for(f"the end of {len(volumes)} volumes", lambda: not list(storage.volumes(all_projects=True)), 60)
+    storage = cloud(cfg).block_storage
+    volumes = functools.partial(storage.volumes, all_projects=True)
+    for each in storage.attachments(all_projects=True):  # of instances that are no more
+        drop = functools.partial(storage.delete, f"/attachments/{each.id}", microversion="3.27")
+        change(f"openstack --os-volume-api-version 3.27 volume attachment delete {each.id}", drop)
+    for each in (those := list(volumes())):
+        end = functools.partial(storage.delete, f"/volumes/{each.id}?cascade=true&force=true", microversion="3.23")
+        change(f"openstack volume delete --force --purge {each.id}", end)
+    wait_for(f"the end of {len(those)} volumes", lambda: not list(volumes()), 60)
 
 
 def destroy_domains() -> None:
@@ -2969,8 +3234,7 @@ def end_windows(services: tuple[Service, ...], seconds: float) -> None:
     """End what runs in the windows of these services."""
     files = [path for service in services if (path := STATE / f"run/{service.window}.pid").exists()]
     keepers = {int(number) for path in files if (number := path.read_text().strip())}  # none where the disk was full
-    for path in files:
-        path.unlink()  # no keep follows one that is killed: conf/window.tmpl
+    remove(*files)  # no keep follows one that is killed: conf/window.tmpl
     end_processes([p for p in processes() if p.pid in keepers], seconds)
 
 
@@ -2985,10 +3249,9 @@ def take_down(cfg: Settings, seconds: float = 3) -> None:
     dead = rf"^\s+(\d+\.{re.escape(cfg.SCREEN_NAME)})\s.*Dead"  # a session that was killed leaves its socket
     for name in re.findall(dead, ask("screen", "-ls", ok=(0, 1), default=""), re.M):
         forgiven(do, "screen", "-wipe", name)
-    for _ in range(5):  # again, for what one of them started meanwhile
+    for _ in range(1 if DRY_RUN else 5):  # again, for what one of them started meanwhile
         end_processes(processes(), 1)
-    for path in (STATE / "run").glob("*"):
-        path.unlink()
+    remove(*(STATE / "run").glob("*"))
 
 
 # ---- scrub ----
@@ -3029,23 +3292,20 @@ def remove_traces() -> None:
             forgiven(do, "ip", "link", "delete", device.name)
     if KEPT.exists():
         return
-    (STATE / "record").unlink(missing_ok=True)
-    for path in (*STATE.glob("libvirt/etc/qemu/*.xml"), *STATE.glob("libvirt/etc/lxc/*.xml")):
-        path.unlink()
+    remove(STATE / "record", *STATE.glob("libvirt/etc/qemu/*.xml"), *STATE.glob("libvirt/etc/lxc/*.xml"))
 
 
 # ---- uninstall ----
 
 
-def uninstall(cfg: Settings, keep: str = "") -> None:
+def uninstall(cfg: Settings, *options: str) -> None:
     """Take back all that was done to this machine, and show that it is as it was before the first command."""
+    keep, yes = ("--keep-cache" in options), ("--yes" if "--yes" in options else "")
     if other := other_cloud():
         raise Failure(f"Refusing to uninstall ({other} is up)", "end that one first")
     lost, tops = list[str](), list[str]()
     if STATE.exists():
-        terminate(cfg)
-        clean(cfg)
-        scrub(cfg)
+        scrub(cfg, yes)
         lost, tops = changes(), tree()["top"]
     leave_mounts()
     earlier = look_at_machine()  # while the programs that show rules are here
@@ -3116,7 +3376,7 @@ def remove_leftovers(brought: dict[str, list[str]]) -> None:
                 forgiven(do, *command, name)
 
 
-def remove_folder(cfg: Settings, tops: list[str], keep: str) -> None:
+def remove_folder(cfg: Settings, tops: list[str], keep: bool) -> None:
     """DIR goes, but for a tree that has changes, and for what keep asks to keep."""
     places = [cfg.DIR / name for name in {*OWN, *tops} - {"state"}]
     places += [path for path in (cfg.DIR / "state").glob("*") if not keep or path.name != "cache"]
@@ -3130,6 +3390,8 @@ def remove_folder(cfg: Settings, tops: list[str], keep: str) -> None:
 
 def compare(earlier: dict[str, Seen | None]) -> None:
     """Failure where the machine is not as it was before the first command."""
+    if DRY_RUN:
+        return
 
     def now() -> dict[str, Seen | None]:
         return earlier | {what: seen for what, seen in look_at_machine().items() if seen is not None}
@@ -3160,7 +3422,10 @@ VERBS = {
     verb.__name__: verb
     for verb in (branch, install, run, run_detached, status, stop, start, terminate, clean, scrub, uninstall, settings)
 }
-OPTIONS = {"status": "--json", "run": "--yes", "run_detached": "--yes", "scrub": "--yes", "uninstall": "--keep-cache"}
+OPTIONS = {
+    "status": ("--json",), "run": ("--yes",), "run_detached": ("--yes",), "scrub": ("--yes",),
+    "uninstall": ("--keep-cache", "--yes"),
+}  # fmt: skip
 
 
 def main(arguments: list[str]) -> int:
@@ -3168,16 +3433,16 @@ def main(arguments: list[str]) -> int:
     os.umask(0o022)
     log.setLevel(logging.DEBUG)
     log.addHandler(logging.StreamHandler() if "-v" in arguments else logging.NullHandler())
-    verb, *rest = [a for a in arguments if a not in ("-v", "-p")]
-    form = [OPTIONS[verb]] if OPTIONS.get(verb) in rest else []
-    rest = [word for word in rest if word not in form]
+    verb, *rest = [a for a in arguments if a not in FLAGS]
+    options = [word for word in rest if word in OPTIONS.get(verb, ())]
+    rest = [word for word in rest if word not in options]
     most = {"branch": 2, "settings": 0}.get(verb, 1)
     try:
         if len(rest) > most or any(r.startswith("-") for r in rest):
             raise Failure(f"{verb} does not take {' '.join(rest)}; see: python3 nova.py --help", code=2)
         folder = rest[most - 1] if len(rest) == most and most else "nova"
         cfg = settings_of_run(folder) if verb in OF_A_CLOUD else settings_from(dict(os.environ), folder)
-        cfg = prompted(cfg, verb) if "-p" in arguments else cfg
+        cfg = prompted(cfg, verb) if "-p" in arguments and not DRY_RUN else cfg
         if verb == "settings":
             settings(cfg)
             return 0
@@ -3186,9 +3451,10 @@ def main(arguments: list[str]) -> int:
         os.environ["XDG_CACHE_HOME"] = f"{STATE}/cache"  # not ~/.cache, which is the caller's
         os.environ["no_proxy"] = f"127.0.0.1,{cfg.HOST_IP},{os.environ.get('no_proxy', '')}"
         # run is not at work while its session is shown, and status disturbs nobody
-        with contextlib.nullcontext() if verb in ("run", "status") else only_one(verb), BARS, telling_full_disks(cfg):
+        alone = contextlib.nullcontext() if verb in ("run", "status") or DRY_RUN else only_one(verb)
+        with alone, BARS, telling_full_disks(cfg):
             prepare_folder(cfg, verb)
-            VERBS[verb](cfg, *rest[: most - 1], *form)
+            VERBS[verb](cfg, *rest[: most - 1], *options)
         return 0
     except Failure as failure:
         return tell_failure(failure)
@@ -3211,7 +3477,7 @@ def prepare_folder(cfg: Settings, verb: str) -> None:
         raise Failure(f"Refusing to use {cfg.DIR}/state (it is not root's, so it may hold anything)", "remove it first")
     if verb == "status":
         if HOME.exists():  # where it is not, no cloud is up
-            do("mount", "--bind", cfg.DIR.resolve(), HOME)  # nobody but us sees this
+            mount("--bind", cfg.DIR.resolve(), HOME)
         return
     if not (cfg.DIR / "state").exists():
         check_machine(cfg)
@@ -3219,8 +3485,10 @@ def prepare_folder(cfg: Settings, verb: str) -> None:
             raise Failure(f"Refusing to use {cfg.DIR} (it holds {', '.join(there[:5])})", "name a new folder: nova.py VERB DIR")
     look = verb not in OF_A_CLOUD and not BEFORE.exists()
     before, missing = look_at_machine() if look else {}, [each for each in (cfg.DIR, *cfg.DIR.parents) if not each.exists()]
+    if DRY_RUN:
+        print("exec unshare --mount --propagation slave bash  # with mounts of its own; what follows is typed there")
     try:
-        (cfg.DIR / "state").mkdir(parents=True, exist_ok=True)
+        make_folder(cfg.DIR / "state")
         start_log(cfg)
     except OSError as error:
         raise Failure(f"cannot use {cfg.DIR} as the cloud's folder: {error.strerror}", "name another: nova.py VERB DIR") from None

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
-from unittest.mock import MagicMock
+from unittest.mock import MagicMock, call
 
 import psutil
 import pytest
@@ -42,7 +43,9 @@ esac"""
 def installable(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
     """A machine on which nothing is installed yet, and everything can be; what would be downloaded is not."""
     monkeypatch.setattr(nova, "download", lambda url, sha256="": b"packed")
-    monkeypatch.setattr(sys, "executable", str(machine.path("/usr/bin/python3")))
+    monkeypatch.setattr(sys, "executable", str(machine.path("/usr/bin/python3.11")))
+    machine.put("/usr/bin/python3.11")
+    machine.path("/usr/bin/python3").symlink_to("python3.11")
     ready = lambda place: ("keystone.wsgi" if ":5000" in place else "mariadbd") in machine.transcript()
     monkeypatch.setattr(nova, "answers", ready)
     monkeypatch.setattr(nova, "register_services", lambda cfg: machine.fake("registered") or nova.do("registered"))
@@ -70,7 +73,7 @@ def installable(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
         nova.ENV / "bin/python",
         sys.executable,
     ]
-    for name in quiet:
+    for name in ("rm", *quiet):
         machine.fake(name)
     return machine
 
@@ -693,17 +696,16 @@ def test_the_image_names_its_kernel_and_ramdisk_by_id(cfg: nova.Settings, admin:
     admin.image.create_image.side_effect = lambda name, **_: MagicMock(id=f"id of {name}")
     nova.upload_image(cfg)
     last = admin.image.create_image.call_args
-    assert last.args == ("ami-tty",)
+    assert last.kwargs["name"] == "ami-tty"
     assert last.kwargs["kernel_id"] == "id of ami-tty-kernel"
     assert last.kwargs["ramdisk_id"] == "id of ami-tty-ramdisk"
     assert last.kwargs["os_command_line"].startswith("root=/dev/vda ")
 
 
-def test_an_instance_that_went_wrong_is_not_waited_for() -> None:
-    admin = MagicMock()
+def test_an_instance_that_went_wrong_is_not_waited_for(cfg: nova.Settings, admin: MagicMock) -> None:
     admin.compute.get_server.return_value = MagicMock(status="ERROR", fault={"message": "No valid host"})
     with pytest.raises(nova.Failure, match="No valid host"):
-        nova.is_active(admin, MagicMock())
+        nova.is_active(cfg, MagicMock())
 
 
 # ---- terminate ----
@@ -759,13 +761,14 @@ def test_terminate_through_the_api_waits_until_they_are_gone(
 ) -> None:
     monkeypatch.setattr(nova, "answers", lambda place: place.startswith(f"http://{cfg.HOST_IP}:8774"))
     monkeypatch.setattr(nova, "destroy_domains", lambda: None)
-    looks = iter([["one", "two"], ["two"], []])
+    one, two, address = (SimpleNamespace(id=name) for name in ("one", "two", "10.6.0.2"))
+    looks = iter([[one, two], [two], []])
     admin.compute.servers.side_effect = lambda all_projects: next(looks)
-    admin.network.ips.return_value = ["10.6.0.2"]
+    admin.network.ips.return_value = [address]
     nova.terminate(cfg)
-    assert [call.args for call in admin.compute.delete_server.call_args_list] == [("one",), ("two",)]
+    assert admin.compute.delete_server.call_args_list == [call(one, force=True), call(two, force=True)]
     assert next(looks, "all looked") == "all looked"
-    admin.network.delete_ip.assert_called_once_with("10.6.0.2")
+    admin.network.delete_ip.assert_called_once_with(address)
 
 
 def test_taking_down_does_not_depend_on_how_the_machine_looks_by_now(cfg: nova.Settings, machine: Machine) -> None:

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""--dry-run: nothing is changed, and what it says is what is then done."""
+
+import difflib
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import nova
+
+from .conftest import Machine
+from .test_verbs import folder, installable, runnable  # noqa: F401
+
+CHANGING = ("branch", "install", "run", "run_detached", "terminate", "clean", "scrub")
+Say = Callable[..., str]
+
+
+def words(verb: str, machine: Machine) -> list[str]:
+    """A verb with its arguments."""
+    return [verb, *(["pypi:nova"] if verb == "branch" else []), folder(machine)]
+
+
+def everything(machine: Machine) -> dict[str, object]:
+    """All files of the machine, with their contents; links with what they lead to."""
+    found = sorted(machine.root.rglob("*"))
+    return {str(path): path.readlink() if path.is_symlink() else path.is_dir() or path.read_bytes() for path in found}
+
+
+@pytest.fixture
+def dry_run(runnable: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Say]:  # noqa: F811
+    """dry_run(VERB): what it says; nothing of the machine may have changed."""
+
+    def call(verb: str, ok: int = 0) -> str:
+        before = everything(runnable)
+        with monkeypatch.context() as patched:
+            patched.setattr(nova, "DRY_RUN", True)
+            patched.setattr(nova.log, "handlers", [])
+            assert nova.main(["--dry-run", *words(verb, runnable)]) == ok
+        assert everything(runnable) == before
+        return capsys.readouterr().out
+
+    return call
+
+
+def lines(said: str) -> list[str]:
+    """What a shell would do with it: without comments, what commands read, waiting, and what only a shell needs."""
+    said = re.sub(r" <<END\n.*?\nEND$", "", said, flags=re.M | re.S)
+    own = ("#", "until ", "exec unshare ", ". ", *(f"{name}=$(" for name in nova.SECRETS))
+    return [re.sub(r"^([A-Z_]+=\S* )+", "", line) for line in said.splitlines() if line and not line.startswith(own)]
+
+
+@pytest.mark.parametrize("verb", CHANGING)
+def test_nothing_is_changed_on_a_bare_machine(verb: str, dry_run: Say) -> None:
+    dry_run(verb, ok=1 if verb in nova.OF_A_CLOUD else 0)
+
+
+@pytest.mark.parametrize("verb", CHANGING)
+def test_nothing_is_changed_on_one_with_a_cloud(verb: str, dry_run: Say, runnable: Machine) -> None:  # noqa: F811
+    assert nova.main(["run_detached", folder(runnable)]) == 0
+    runnable.fake("virsh")
+    dry_run(verb, ok=1 if verb in ("install", "run", "run_detached") else 0)  # it is up already
+
+
+@pytest.mark.parametrize("verb", ["branch", "install", "run_detached"])
+def test_what_it_says_is_what_is_done(
+    verb: str,
+    dry_run: Say,
+    runnable: Machine,
+    caplog: pytest.LogCaptureFixture,  # noqa: F811
+) -> None:
+    said = lines(dry_run(verb))
+    caplog.clear()
+    assert nova.main(words(verb, runnable)) == 0
+    done = lines("\n".join(message[2:] for message in caplog.messages if message.startswith("+ ")))
+    done = [re.sub(r"nova-34/\*$", "nova-*/*", line.replace("4242.", "")) for line in done]
+    if difference := list(difflib.unified_diff(said, done, "said", "done", "", "", 0)):
+        pytest.fail("\n".join(difference))
+
+
+def test_it_is_a_shells(dry_run: Say, tmp_path: Path, real: Callable[[str], str]) -> None:
+    (tmp_path / "said").write_text(dry_run("run_detached"))
+    subprocess.run([real("bash"), "-n", str(tmp_path / "said")], check=True)
+
+
+def test_no_secret_is_said(dry_run: Say, runnable: Machine, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    monkeypatch.setenv("MYSQL_PASS", "the-mysql-pass")
+    assert "$MYSQL_PASS" in (first := dry_run("run_detached"))
+    assert nova.main(["install", folder(runnable)]) == 0
+    again = dry_run("run_detached")
+    for secret in nova.passwords(nova.STATE).values():
+        assert secret not in first + again
