@@ -1370,9 +1370,14 @@ def note_brought(coming: Sequence[str] = ()) -> None:
             new[what] = [name for name in new[what] if Path(name).lstat().st_ctime <= dpkgs.stat().st_mtime + 1]
     for what in ("users", "groups"):  # no people
         new[what] = [name for name in new[what] if int((now[what] or {})[name].split(":")[2]) < 1000]
-    write_file(BROUGHT, json.dumps({what: sorted({*brought.get(what, ()), *new[what]}) for what in OF_PACKAGES}), 0o600)
+    brought = {what: sorted({*brought.get(what, ()), *new[what]}) for what in OF_PACKAGES}
     unseen = [what for what in LOOKS if before.get(what) is None]
-    write_file(BEFORE, json.dumps({**before, **look_at_machine(unseen)}), 0o600)
+
+    def note() -> None:
+        put_file(BROUGHT, json.dumps(brought), 0o600, ROOT)
+        put_file(BEFORE, json.dumps({**before, **look_at_machine(unseen)}), 0o600, ROOT)
+
+    change(f"# note in {BROUGHT} what comes with these packages", note)
 
 
 def differences(before: Mapping[str, Seen | None], now: Mapping[str, Seen | None]) -> list[dict[str, Any]]:
@@ -2113,7 +2118,8 @@ def uv(*words: object, env: Mapping[str, str] = {}, hint: str = NETWORK) -> None
 
 def site_packages(place: Path) -> Path:
     """Where an environment's modules are."""
-    return place / "lib" / Path("/usr/bin/python3").resolve().name / "site-packages"
+    named = place / "lib" / Path("/usr/bin/python3").resolve().name / "site-packages"
+    return next(place.glob("lib/python3*/site-packages"), named)
 
 
 def compile_python(*folders: Path) -> None:
@@ -2396,8 +2402,8 @@ def unpack_novnc(cfg: Settings) -> None:
         with step("Unpack noVNC's page"):
             remove(page)
             make_folder(page)
-            apt = ("apt-get", "--config-file", APT_CONFIG, "-o", "APT::Sandbox::User=root")
-            do(*apt, "download", "-qq", "novnc", cwd=page, hint=NETWORK)
+            options = ("-qq", "--config-file", APT_CONFIG, "-o", "APT::Sandbox::User=root")
+            do("apt-get", "download", *options, "novnc", cwd=page, hint=NETWORK)
             do("dpkg-deb", "--extract", *([*page.glob("*.deb")] or [page / "novnc.deb"]), page)
 
     make_once(page / "made-from", platform.freedesktop_os_release()["VERSION_ID"], unpack)
@@ -3469,6 +3475,7 @@ def main(arguments: list[str]) -> int:
 
 def prepare_folder(cfg: Settings, verb: str) -> None:
     """DIR is there, or is made by the verbs that may; its log begins; the private mounts are in place."""
+    check_words(Settings(DIR=cfg.DIR))
     if verb == "uninstall" and not (cfg.DIR / "state").exists() and not other_folders(cfg):
         return  # it came so far before, or DIR was deleted by hand
     if verb in OF_A_CLOUD and not (cfg.DIR / "state").exists():

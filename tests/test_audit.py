@@ -19,6 +19,7 @@ EXPLAINED = {
         "nova.py",
         "B310",
     ): "URLs of uv.lock, of our own APIs, or IMAGE and an index as the user named them: by http or https",
+    ("nova.py", "B608"): "SQL of a table's row of ours",
     ("conf/ami-tty/build.py", "B105"): "the test image's /etc/passwd: its user root has no password, and its console says so",
 }
 # the id of a vulnerability, and why it does not matter here

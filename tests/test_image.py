@@ -176,8 +176,8 @@ def test_the_image_is_uploaded_in_its_format(cfg: nova.Settings, url: str, monke
     cfg = fetched(cfg, url)
     admin.image.create_image.side_effect = lambda name, data, **_: sent.append(data.read())
     nova.upload_image(cfg)
-    (call,) = (each for each in admin.image.create_image.mock_calls if each.args)
-    assert (call.args, sent) == (("one",), [qcow2()])
+    (call,) = (each for each in admin.image.create_image.mock_calls if "data" in each.kwargs)
+    assert sent == [qcow2()]
     assert {k: v for k, v in call.kwargs.items() if k != "data"} == {
-        "disk_format": "qcow2", "container_format": "bare", "visibility": "public", "min_disk": 2,
+        "name": "one", "disk_format": "qcow2", "container_format": "bare", "visibility": "public", "min_disk": 2,
     }  # fmt: skip

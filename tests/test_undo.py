@@ -178,7 +178,7 @@ def installed(cfg: nova.Settings, machine: Machine, monkeypatch: pytest.MonkeyPa
     machine.put("/etc/passwd", "came:x:99:99::/:/bin/false\n")
     nova.note_brought()
     nova.INSTALLING.unlink()
-    nova.make_folder(machine.path("/var/cache/came/deep"))
+    nova.make_machine_folder(machine.path("/var/cache/came/deep"))
     for name in ("instances/x", "state/cache/big", "nova/api.py", "novarc"):
         machine.put(nova.HOME / name)
     machine.put(

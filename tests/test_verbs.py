@@ -73,7 +73,7 @@ def installable(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
         nova.ENV / "bin/python",
         sys.executable,
     ]
-    for name in ("rm", *quiet):
+    for name in quiet:
         machine.fake(name)
     return machine
 

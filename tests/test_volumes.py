@@ -175,13 +175,14 @@ def test_cinder_is_added_to_an_environment_that_is_there(
 # ---- Deleted ----
 
 
-def test_terminate_deletes_volumes_and_waits_until_they_are_gone() -> None:
+def test_terminate_deletes_volumes_and_waits_until_they_are_gone(cfg: nova.Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     admin = MagicMock()
+    monkeypatch.setattr(nova, "cloud", MagicMock(return_value=admin))
     storage = admin.block_storage
     storage.attachments.return_value = [MagicMock(id="a")]
     looks = iter([[MagicMock(id="one"), MagicMock(id="two")], [MagicMock(id="two")], []])
     storage.volumes.side_effect = lambda all_projects: next(looks)
-    nova.delete_volumes(admin)
+    nova.delete_volumes(cfg)
     forced = "?cascade=true&force=true"
     asked = [call.args[0] for call in storage.delete.call_args_list]
     assert asked == ["/attachments/a", f"/volumes/one{forced}", f"/volumes/two{forced}"]

@@ -42,7 +42,9 @@ def lines(said: str) -> list[str]:
     said = re.sub(r"\b\d+\.nova\b", "nova", said)
     said = re.sub(r"^(rm --recursive --force \S+/state/run/).*", r"\1", said, flags=re.M)
     said = re.sub(r"^kill .*(\nkill .*)*", "kill", said, flags=re.M)
-    kept = (line for line in said.splitlines() if line and not re.match(r"#|until |exec unshare |\. | *\d+\.\d s |[A-Z_]+=\$\(", line))
+    kept = (
+        line for line in said.splitlines() if line and not re.match(r"#|until |exec unshare |\. | *\d+\.\d s |[A-Z_]+=\$\(", line)
+    )
     return list(kept)
 
 
