@@ -900,11 +900,15 @@ def render(text: str, cfg: Settings) -> str:
 
 def write_file(path: Path, content: str | bytes, mode: int = 0o644, owner: str = ROOT) -> None:
     """Write it whole or not at all, readable for nobody too early."""
-    text, whose = content if isinstance(content, str) else content.decode(), f"--owner={owner} --group={owner}"
-    if owner == "caller":
-        whose = "--owner=${SUDO_UID:-0} --group=${SUDO_GID:-0}"
-    line = f"install --mode={mode:o} {whose} /dev/stdin {path}" + ("" if text else " </dev/null")
+    text = content if isinstance(content, str) else content.decode()
+    line = f"install --mode={mode:o} {owned_by(owner)} /dev/stdin {path}" + ("" if text else " </dev/null")
     change(line, lambda: put_file(path, text, mode, owner), text)
+
+
+def owned_by(owner: str) -> str:
+    """As install is told it."""
+    user = owner.partition(":")[0]
+    return "--owner=${SUDO_UID:-0} --group=${SUDO_GID:-0}" if owner == "caller" else f"--owner={user} --group={user}"
 
 
 def put_file(path: Path, content: str, mode: int, owner: str) -> None:
@@ -2187,7 +2191,7 @@ def own_folder(path: Path, owner: str, mode: int) -> None:
         give(path, owner)
         path.chmod(mode)
 
-    change(f"install --directory --mode={mode:o} --owner={owner} --group={owner} {path}", make)
+    change(f"install --directory --mode={mode:o} {owned_by(owner)} {path}", make)
 
 
 def use_elsewhere(cfg: Settings) -> None:
