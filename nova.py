@@ -2221,7 +2221,7 @@ def write_config(cfg: Settings) -> None:
         for name in ("0", "1"):
             if not (STATE / f"keystone/{folder}/{name}").exists():
                 path = STATE / f"keystone/{folder}/{name}"
-                key = b"$A_KEY" if DRY_RUN else urlsafe_b64encode(secrets.token_bytes(32))
+                key = b"@@(openssl rand -base64 32 | tr +/ -_)" if DRY_RUN else urlsafe_b64encode(secrets.token_bytes(32))
                 write_file(path, key, 0o600, USER)
 
 
