@@ -1178,6 +1178,7 @@ AS_OPTION = {
     "is_shared":                   "--share",
     "is_dhcp_enabled=True":        "--dhcp",
     "is_dhcp_enabled=False":       "--no-dhcp",
+    "provider_segmentation_id":    "--provider-segment {}",
     "cidr":                        "--subnet-range {}",
     "gateway_ip":                  "--gateway {}",
     "allocation_pools":            "--allocation-pool start={0[0][start]},end={0[0][end]}",
@@ -2308,7 +2309,8 @@ def register_services(cfg: Settings) -> None:
         user = create(cfg, "identity", "user", name, domain_id="default", password=secret, options=always)
         for role in roles:
             add_role(cfg, role, project, user=user)
-        service = create(cfg, "identity", "service", name, type=kind)
+        make = functools.partial(create_service, cfg, name, kind)
+        service = named(name, change(f"openstack service create --name {name} {kind}", make))
         for interface in ("public", "internal"):
             create_endpoint(cfg, service, interface, render(url, cfg))
     keys = json.dumps({"access": values(cfg)["EC2_ACCESS_KEY"], "secret": values(cfg)["EC2_SECRET_KEY"]})
@@ -2319,6 +2321,11 @@ def register_services(cfg: Settings) -> None:
     if cfg.DIRECTORY:
         create(cfg, "identity", "domain", "ldap")
     cloud.cache_clear()  # its token names the catalog as it was
+
+
+def create_service(cfg: Settings, name: str, kind: str) -> Any:
+    """A service of keystone's catalog."""
+    return cloud(cfg).identity.create_service(name=name, type=kind)
 
 
 def create_credential(cfg: Settings, keys: str) -> None:
