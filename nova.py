@@ -2296,7 +2296,7 @@ def started(cfg: Settings, service: Service, *more: str) -> Iterator[None]:
         wait_for(service.window, bool, 60, place=render(service.answers, cfg))
         yield
     finally:
-        change(f"kill ${service.window}; wait ${service.window}", end)
+        change(f"kill ${service.window}; wait ${service.window} || true", end)
 
 
 def register_services(cfg: Settings) -> None:
