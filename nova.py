@@ -2742,7 +2742,7 @@ def create_bridges(cfg: Settings) -> None:
 def mark_bridges() -> None:
     """Ours are in a group of links, by which they are taken back: by then one of that name may be somebody else's."""
     for device in BRIDGES:
-        if Path(f"/sys/class/net/{device}").exists():
+        if Path(f"/sys/class/net/{device}").exists() or DRY_RUN:
             forgiven(do, "ip", "link", "set", device, "group", GROUP)
 
 
@@ -3201,6 +3201,8 @@ def terminate(cfg: Settings) -> None:
                 delete_everything(cfg)
                 if asked_for(cfg, "VOLUMES_SIZE"):
                     delete_volumes(cfg)
+                if DRY_RUN:  # then libvirt has nothing more to end
+                    return
     except Failure as failure:
         say(f"The APIs did not end them ({failure}); so libvirt does.")
     destroy_domains()

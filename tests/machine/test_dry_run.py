@@ -58,13 +58,13 @@ def check(machine: Machine, verb: str) -> None:
     machine.nova(verb)
     entries = re.split(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ", log.read_text().removeprefix(known), flags=re.M)
     done = lines("\n".join(entry[2:] for entry in entries if entry.startswith("+ ")))
-    if difference := list(difflib.unified_diff(said, done, "said", "done", "", "", 1)):
+    if difference := list(difflib.unified_diff(sorted(said), sorted(done), "said", "done", "", "", 1)):  # some go side by side
         pytest.fail("\n".join(difference))
 
 
 def test_what_was_pasted_is_an_install(pasted: Machine) -> None:
     said = pasted.nova("--dry-run", "install")
-    assert re.findall(r"^# (.*)", said, re.M) == [], "no step is left"
+    assert re.findall(r"^# (?!note in )(.*)", said, re.M) == [], "no step is left"
     assert "made-from" not in said
 
 
