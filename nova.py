@@ -764,9 +764,13 @@ def make_folder(path: Path, mode: int = 0o755) -> None:
         change(f"mkdir --parents --mode={mode:o} {path}", lambda: path.mkdir(mode, parents=True, exist_ok=True))
 
 
+GONE: set[Path] = set()  # what --dry-run has said that it is removed
+
+
 def remove(*paths: Path) -> None:
     """Files, links and folders, with all that is in them; those that are there."""
-    if there := [path for path in paths if os.path.lexists(path)]:
+    if there := [path for path in paths if os.path.lexists(path) and path not in GONE]:
+        GONE.update(there if DRY_RUN else ())
         change(shlex.join(["rm", "--recursive", "--force", *map(str, there)]), functools.partial(unlink, *there))
 
 
@@ -974,7 +978,7 @@ def undo_recorded(path: Path | None = None) -> None:
     """
     lines, stay = recorded(path), list[str]()
     while lines:
-        if not path and KEPT.exists() and lines[-1].startswith(("rm ", "rmdir ", "vgremove ")):
+        if not path and is_kept() and lines[-1].startswith(("rm ", "rmdir ", "vgremove ")):
             stay.insert(0, lines.pop())
             continue
         forgiven(do, *shlex.split(lines.pop(), comments=True))
@@ -1687,7 +1691,7 @@ def check_machine(cfg: Settings) -> None:
         check_attributes(place)
     if (free := shutil.disk_usage(place).free) < needed << 30:
         raise Failure(f"{free / 2**30:.1f} GiB of disk free at {place}, and a cloud needs {needed}", "make room first")
-    if (wanted := int(cfg.VOLUMES_SIZE)) > (free >> 30) - needed and not KEPT.exists():  # else it has that room
+    if (wanted := int(cfg.VOLUMES_SIZE)) > (free >> 30) - needed and not is_kept():  # else it has that room
         raise Failure(f"VOLUMES_SIZE={wanted}: {free / 2**30:.1f} GiB of disk free at {place}; the rest needs {needed}", code=2)
     check_ports(cfg)
     url = urllib.parse.urlsplit(cfg.LDAP_URL)
@@ -2261,7 +2265,7 @@ def kept_databases(cfg: Settings) -> Path:
 def fill_databases(cfg: Settings) -> None:
     """A server for the time of it, and each database's own commands side by side; then out of the services' way."""
     place, kept = STATE / "databases", kept_databases(cfg)
-    if KEPT.exists():
+    if is_kept():
         why = f"the cloud in {cfg.DIR} has its own, where they would be made"
         raise Failure(f"Refusing to make new databases ({why})", "start that cloud, or make a new one: run_detached")
     do("rm", "--recursive", "--force", kept, place)
@@ -2545,7 +2549,7 @@ def versions() -> str:
 
 def check_kept(cfg: Settings) -> Settings:
     """The settings of the cloud that start finds, whose machine and versions are still those that it was made with."""
-    if not KEPT.exists():
+    if not is_kept():
         raise Failure(f"no whole cloud in {cfg.DIR} to start", "make one: sudo python3 nova.py run_detached")
     was = json.loads(KEPT.read_text())
     name, elsewhere = socket.gethostname(), any(getattr(cfg, name) for name, _ in ELSEWHERE)
@@ -2561,15 +2565,19 @@ def check_kept(cfg: Settings) -> Settings:
     return replace(checked(replace(cfg, IMAGE="")), IMAGE=cfg.IMAGE)  # the image is in the cloud already
 
 
+def is_kept() -> bool:
+    """Is there a whole cloud, up or not?"""
+    return KEPT.exists() and KEPT not in GONE
+
+
 def give_up() -> None:
     """From now on there is nothing to start."""
-    if KEPT.exists():
-        do("rm", "--force", KEPT)
+    remove(KEPT)
 
 
 def tell_what_goes(cfg: Settings, yes: str) -> None:
     """Say what is lost with the cloud that DIR has; where instances are, ask the person at the terminal, if there is one."""
-    found = what_it_has(settings_of_run(str(cfg.DIR))) if KEPT.exists() else {}
+    found = what_it_has(settings_of_run(str(cfg.DIR))) if is_kept() else {}
     if told := [f"{len(names)} {what} ({', '.join(names[:9])})" for what, names in found.items() if names]:
         say(f"This deletes the cloud in {cfg.DIR}: {' and '.join(told)}.")
     if found.get("instances") and not (yes or DRY_RUN) and sys.stdin.isatty():
@@ -2655,9 +2663,9 @@ def use_volumes(cfg: Settings) -> None:
         do("losetup", device, disk)
         record("vgremove", "--force", "nova-volumes")
         record("vgchange", "--activate", "n", "nova-volumes")
-        do(*(("vgchange", "--activate", "y", "nova-volumes") if KEPT.exists() else ("vgcreate", "nova-volumes", device)))
+        do(*(("vgchange", "--activate", "y", "nova-volumes") if is_kept() else ("vgcreate", "nova-volumes", device)))
     else:
-        if KEPT.exists():  # it has no journal; what the first look mends (exit code 1), the second finds well
+        if is_kept():  # it has no journal; what the first look mends (exit code 1), the second finds well
             wait_for("the disk for volumes", lambda: not ask("losetup", "--associated", disk), 30)  # those before let go of it
             forgiven(do, "e2fsck", "-p", disk)
             do("e2fsck", "-p", disk)
@@ -2704,7 +2712,7 @@ def use_directory(cfg: Settings) -> None:
     known, wrong = values(cfg), "compare LDAP_URL, LDAP_TREE and LDAP_PASSWORD with what that directory has: README.md"
     login = ("-x", "-H", known["LDAP_SERVER"], "-o", "nettimeout=10", "-D", f"cn=admin,{cfg.LDAP_TREE}", "-y", "/dev/stdin")
     fill, look = ("ldapadd", "-f", CONF / "tree.ldif"), ("ldapsearch", "-LLL", "-b", f"ou=groups,{cfg.LDAP_TREE}", "cn=*", "dn")
-    program, *words = look if cfg.DIRECTORY == "yours" or KEPT.exists() else fill
+    program, *words = look if cfg.DIRECTORY == "yours" or is_kept() else fill
     with step("Use the directory"):
         do(program, *login, *words, text=known["LDAP_PASSWORD"], hint=wrong)
 
@@ -3155,7 +3163,7 @@ def stop(cfg: Settings) -> None:
     time that it needs. nova-compute ends before the guests do: so nova believes that they run, and start has them run again.
     """
     refuse_beside_another("stop")
-    if not KEPT.exists():
+    if not is_kept():
         raise Failure(f"no whole cloud in {cfg.DIR} to keep", "make one with run_detached; clean ends what there is")
     do("rm", "--force", STATE / "run/up")
     if processes():
@@ -3192,7 +3200,7 @@ def terminate(cfg: Settings) -> None:
 
     Volumes are then deleted by the next run, with everything else, objects always: see EMPTIED.
     """
-    if KEPT.exists() and not processes():
+    if is_kept() and not processes():
         why = f"the cloud in {cfg.DIR} is stopped, and who could end its instances and volumes with it"
         raise Failure(f"Refusing to terminate ({why})", "start it first; or leave them to run or scrub: they end the whole cloud")
     try:
@@ -3309,7 +3317,7 @@ def remove_traces() -> None:
         address = (device / "address").read_text() if (device / "tun_flags").exists() else ""
         if address[2:].startswith(str(PATHS["MAC_PREFIX"])[2:]):
             forgiven(do, "ip", "link", "delete", device.name)
-    if KEPT.exists():
+    if is_kept():
         return
     remove(STATE / "record", *STATE.glob("libvirt/etc/qemu/*.xml"), *STATE.glob("libvirt/etc/lxc/*.xml"))
 
