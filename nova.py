@@ -758,13 +758,13 @@ def hidden(text: str) -> str:
     return text
 
 
+GONE: set[Path] = set()  # what --dry-run has said that it is removed
+
+
 def make_folder(path: Path, mode: int = 0o755) -> None:
     """A folder, with those on the way to it; one that is there stays as it is."""
-    if not path.is_dir():
+    if not path.is_dir() or GONE & {path, *path.parents}:
         change(f"mkdir --parents --mode={mode:o} {path}", lambda: path.mkdir(mode, parents=True, exist_ok=True))
-
-
-GONE: set[Path] = set()  # what --dry-run has said that it is removed
 
 
 def remove(*paths: Path) -> None:
