@@ -895,11 +895,15 @@ def end_processes(those: list[psutil.Process], seconds: float) -> None:
     psutil.wait_procs(those, timeout=5)
 
 
+def sessions(cfg: Settings) -> dict[int, bool]:
+    """The screen sessions with our name, whoever's they are: the process, and whether it lives; killed, it leaves its socket."""
+    said, ours = ask("screen", "-ls", ok=(0, 1), default=""), rf"^\s+(\d+)\.{re.escape(cfg.SCREEN_NAME)}(\s.*)"
+    return {int(pid): "Dead" not in rest for pid, rest in re.findall(ours, said, re.M)}
+
+
 def session(cfg: Settings) -> int:
-    """The process of the screen session with our name, whoever's it is; 0 where there is none."""
-    said = ask("screen", "-ls", ok=(0, 1), default="")
-    found = re.search(rf"^\s+(\d+)\.{re.escape(cfg.SCREEN_NAME)}\s(?!.*Dead)", said, re.M)
-    return int(found[1]) if found else 0
+    """The process of the one that lives; 0 where there is none."""
+    return next((pid for pid, lives in sessions(cfg).items() if lives), 0)
 
 
 def to_screen(cfg: Settings, *command: object) -> None:
@@ -2431,9 +2435,8 @@ def take_down(cfg: Settings) -> None:
         end_processes([p for p in processes() if p.pid in keepers], 3)
     if session(cfg) in [p.pid for p in processes()]:
         forgiven(to_screen, cfg, "quit")
-    dead = rf"^\s+(\d+\.{re.escape(cfg.SCREEN_NAME)})\s.*Dead"  # a session that was killed leaves its socket
-    for name in re.findall(dead, ask("screen", "-ls", ok=(0, 1), default=""), re.M):
-        forgiven(do, "screen", "-wipe", name)
+    for pid in (pid for pid, lives in sessions(cfg).items() if not lives):
+        forgiven(do, "screen", "-wipe", f"{pid}.{cfg.SCREEN_NAME}")
     for _ in range(5):  # again, for what one of them started meanwhile
         end_processes(processes(), 1)
     for path in (STATE / "run").glob("*"):
