@@ -1107,11 +1107,15 @@ def end_now(those: list[psutil.Process], seconds: float) -> None:
     psutil.wait_procs(those, timeout=5)
 
 
+def sessions(cfg: Settings) -> dict[int, bool]:
+    """The screen sessions with our name, whoever's they are: the process, and whether it lives; killed, it leaves its socket."""
+    said, ours = ask("screen", "-ls", ok=(0, 1), default=""), rf"^\s+(\d+)\.{re.escape(cfg.SCREEN_NAME)}(\s.*)"
+    return {int(pid): "Dead" not in rest for pid, rest in re.findall(ours, said, re.M)}
+
+
 def session(cfg: Settings) -> int:
-    """The process of the screen session with our name, whoever's it is; 0 where there is none."""
-    said = ask("screen", "-ls", ok=(0, 1), default="")
-    found = re.search(rf"^\s+(\d+)\.{re.escape(cfg.SCREEN_NAME)}\s(?!.*Dead)", said, re.M)
-    return int(found[1]) if found else 0
+    """The process of the one that lives; 0 where there is none."""
+    return next((pid for pid, lives in sessions(cfg).items() if lives), 0)
 
 
 def to_screen(cfg: Settings, *command: object) -> None:
@@ -3273,9 +3277,8 @@ def take_down(cfg: Settings, seconds: float = 3) -> None:
     end_windows(SERVERS, seconds)
     if session(cfg) in [p.pid for p in processes()]:
         forgiven(to_screen, cfg, "quit")
-    dead = rf"^\s+(\d+\.{re.escape(cfg.SCREEN_NAME)})\s.*Dead"  # a session that was killed leaves its socket
-    for name in re.findall(dead, ask("screen", "-ls", ok=(0, 1), default=""), re.M):
-        forgiven(do, "screen", "-wipe", name)
+    for pid in (pid for pid, lives in sessions(cfg).items() if not lives):
+        forgiven(do, "screen", "-wipe", f"{pid}.{cfg.SCREEN_NAME}")
     for _ in range(1 if DRY_RUN else 5):  # again, for what one of them started meanwhile
         end_processes(processes(), 1)
     remove(*(STATE / "run").glob("*"))

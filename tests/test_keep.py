@@ -108,6 +108,22 @@ def test_the_end_waits_for_a_command_that_takes_its_time(keep: Keep, tmp_path: P
     assert (tmp_path / "done").exists()
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["after ten seconds", "when it is told again"])
+def test_what_does_not_end_is_killed(keep: Keep, tmp_path: Path, again: bool) -> None:
+    process = keep(f"trap '' TERM; echo $$ >{tmp_path}/child; while :; do /bin/sleep 0.05; done")
+    child, began = pid_in(tmp_path / "child"), time.monotonic()
+    process.terminate()
+    if again:  # Ctrl-C is heard by all in the window: the one who waits ends
+        eventually(lambda: [p for p in psutil.Process(process.pid).children() if p.name() in ("timeout", "tail")])
+        time.sleep(1)
+        assert not gone(child), "it has ten seconds"
+        [p.terminate() for p in psutil.Process(process.pid).children(recursive=True) if p.name() == "tail"]
+    ends(process)
+    assert gone(child)
+    assert time.monotonic() - began < 9 if again else 9 < time.monotonic() - began < 19
+    assert not (tmp_path / "run/w.died").exists() and not (tmp_path / "run/w.pid").exists()
+
+
 def test_the_end_in_a_pause_comes_at_once(keep: Keep, tmp_path: Path) -> None:
     process = keep("exit 1", pause=f"echo $$ >{tmp_path}/sleeper; exec /bin/sleep 60")
     sleeper = pid_in(tmp_path / "sleeper")

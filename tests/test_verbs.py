@@ -1021,6 +1021,14 @@ def test_a_session_of_our_name_that_is_not_ours_is_named(
     assert caught.value.hint == "choose another SCREEN_NAME, or end that one"
 
 
+def test_clean_forgets_a_session_that_was_killed_and_no_other(made: Machine) -> None:
+    listed = shlex.join(("41.nova", "42.nova-2"))
+    says = f'echo "There are screens on:"; printf "\\t%s\\t(Dead ???)\\n" {listed}; exit 1'
+    made.fake("screen", f'if [ "$1" = -ls ]; then {says}; fi')
+    assert nova.main(["clean", folder(made)]) == 0
+    assert [line for line in made.called() if "-wipe" in line] == ["screen -wipe 41.nova"]
+
+
 @pytest.mark.parametrize(
     ("name", "listed", "found"),
     [("nova", "nova", 77), ("nova", "nova2", 0), ("nova", "my.nova", 0), ("a-b_1", "a-b_1", 77)],
