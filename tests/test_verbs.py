@@ -517,8 +517,10 @@ def runnable(installable: Machine, monkeypatch: pytest.MonkeyPatch, in_order: No
     for name in ("warm_keystone", "create_flavors", "create_networks", "upload_image", "wait_for_hosts", "smoke_test"):
         monkeypatch.setattr(nova, name, lambda cfg: None)
     installable.fake("sysctl", '[ "$1" != -n ] || echo 0')
-    for name in ("cp", "ovs-vsctl", "ip", "nft", "modprobe"):
+    for name in ("cp", "ip", "nft", "modprobe"):
         installable.fake(name)
+    links = [installable.path("/sys/class/net", name) for name in nova.BRIDGES]
+    installable.fake("ovs-vsctl", f'case "$*" in *add-br*) /bin/mkdir -p {shlex.join(map(str, links))};; esac')
     return installable
 
 
