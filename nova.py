@@ -1175,7 +1175,8 @@ def cloud(cfg: Settings) -> Any:
     import openstack  # here: a second that most verbs need not spend
 
     files = openstack.config.OpenStackConfig(config_files=[f"{HOME}/clouds.yaml"], secure_files=[], load_envvars=False)
-    return openstack.connection.Connection(config=files.get_one("nova"))
+    # with a full disk an API may wait for its database for ever
+    return openstack.connection.Connection(config=files.get_one("nova", api_timeout=120))
 
 
 # what the APIs' client calls it   and the openstack command; what is not here has the same name there
