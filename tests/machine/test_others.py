@@ -126,6 +126,11 @@ class Others:
         """Listening ports of everybody below those that clouds use."""
         return set(re.findall(r":(3306|4369|5672|5353)\s", ask("ss", "-Hltn")))
 
+    def lasting(self) -> list[tuple[int, float]]:
+        """Their processes, but for the helpers that RabbitMQ starts and ends as it likes."""
+        helpers = {child for each in self.ours() if each.name() == "erl_child_setup" for child in each.children(recursive=True)}
+        return sorted((each.pid, each.create_time()) for each in self.ours() if each not in helpers)
+
     def ours(self) -> list[psutil.Process]:
         """Every process of theirs, with what they started; epmd and libvirt's went to process 1."""
         alike = [each for each in psutil.process_iter(["cmdline"]) if self.is_theirs(each)]
@@ -148,7 +153,7 @@ class Others:
         links = ["their-br", "their-veth", "their-peer", "tap7e1e2e3e-99", "virbr7", *["their.7"] * self.vlan]
         of_rabbit = {"env": {**os.environ, **self.rabbit}}
         return {
-            "processes": sorted((each.pid, each.create_time()) for each in self.ours()),
+            "processes": self.lasting(),
             "links": [link_state(name) for name in links],
             "routes": sorted(re.findall("^.*?(?:their-br|virbr7)", call("ip", "route"), re.M)),
             "nftables": call("nft", "--stateless", "list", "table", "inet", "theirs"),
