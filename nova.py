@@ -142,14 +142,14 @@ def bootstrap() -> None:
     """
     if os.environ.pop("NOVA_PY_PRIVATE", ""):
         return
-    if DRY_RUN and not TOOL.exists():
-        print(f"python3 {HERE}/nova.py settings  # it makes {TOOL}; until then there is nothing to look with")
-        sys.exit(0)
     lock, made_from, python = HERE / ".tool.lock", TOOL / "made-from", TOOL / "env/bin/python"
 
     def made() -> bool:
         return python.exists() and made_from.exists() and made_from.read_bytes() == (HERE / "uv.lock").read_bytes()
 
+    if DRY_RUN and not made():
+        print(f"python3 {HERE}/nova.py settings  # it makes {TOOL}; until then there is nothing to look with")
+        sys.exit(0)
     try:
         if not made():
             with open(lock, "w") as file:
@@ -201,7 +201,7 @@ if __name__ == "__main__":
         print(__doc__.rstrip(), file=sys.stderr)
         sys.exit(2)
     if os.geteuid() != 0 and words[0] != "settings":
-        print(f"nova.py: {words[0]} needs root: sudo python3 nova.py {' '.join(words)}", file=sys.stderr)
+        print(f"nova.py: {words[0]} needs root: sudo python3 nova.py {shlex.join(sys.argv[1:])}", file=sys.stderr)
         sys.exit(1)
     bootstrap()
 
@@ -668,6 +668,7 @@ def start_log(cfg: Settings) -> None:
     path = cfg.DIR / "state/log/nova.log"
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path)
+    path.chmod(0o600)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(handler)
     LOG_FILE[:] = [path]
@@ -752,7 +753,8 @@ def change(line: str, make: Callable[[], Any], text: str = "") -> Any:
 def hidden(text: str) -> str:
     """The same with $NAME for each secret that is known, and with the names of resources for their ids."""
     given = {name: os.environ.get(name, "") for name in SECRETS}
-    known = {secret: f"${name}" for name, secret in {**given, **passwords(STATE)}.items() if secret}
+    of_kept = {name: secret for name, secret in kept(KEPT).items() if name in SECRETS}
+    known = {secret: f"${name}" for name, secret in {**of_kept, **given, **passwords(STATE)}.items() if secret}
     for value, name in {**known, **NAMES, "@@": "$"}.items():  # @@: see values
         text = text.replace(value, name)
     return text
@@ -894,7 +896,7 @@ def values(cfg: Settings) -> dict[str, Any]:
 
 def passwords(state: Path) -> dict[str, str]:
     """The secrets of the cloud with this state folder; none before its first install."""
-    return dict(json.loads(path.read_text())) if (path := state / "passwords.json").exists() else {}
+    return kept(state / "passwords.json")
 
 
 def render(text: str, cfg: Settings) -> str:
@@ -922,6 +924,9 @@ def put_file(path: Path, content: str, mode: int, owner: str) -> None:
     with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
         os.fchmod(file.fileno(), mode)
         file.write(content.encode())
+        if path.suffix == ".json" or path.name == "record":  # what has to be whole after a power cut
+            file.flush()
+            os.fsync(file.fileno())
     give(new, owner)
     new.rename(path)
 
@@ -1352,8 +1357,11 @@ def look_at_machine(names: Sequence[str] = tuple(LOOKS)) -> dict[str, Seen | Non
 
 
 def kept(path: Path) -> dict[str, Any]:
-    """What one of MACHINE's files says; nothing where it is not there."""
-    return dict(json.loads(path.read_text())) if path.exists() else {}
+    """What one of our files says; nothing where it is not there."""
+    try:
+        return dict(json.loads(path.read_text())) if path.exists() else {}
+    except ValueError as error:
+        raise Failure(f"{path} cannot be read: {error}", "the disk may have lost it; with rm it is as if it had never been") from None
 
 
 def keep_look(cfg: Settings, before: dict[str, Seen | None], made: list[Path]) -> None:
@@ -1378,13 +1386,17 @@ def note_brought(coming: Sequence[str] = ()) -> None:
     if DRY_RUN:
         return print(f"# note in {BROUGHT} what comes with these packages")
     was, now, brought, before = kept(INSTALLING), look_at_machine(OF_PACKAGES), kept(BROUGHT), kept(BEFORE)
-    new = {what: list(coming) if what == "packages" else sorted((now[what] or {}).keys() - was[what]) for what in OF_PACKAGES}
+    new = {what: sorted((now[what] or {}).keys() - was[what]) for what in OF_PACKAGES}
+    ours = {*brought.get("packages", ()), *coming}
+    if {*new["packages"]} - ours:  # somebody else's came meanwhile: whose files and users these are cannot be told
+        new = dict.fromkeys(OF_PACKAGES, list[str]())
+    known = {*(now["packages"] or {}), *coming}  # a package that did not come may be the user's one day
     if (dpkgs := Path("/var/log/dpkg.log")).exists():  # a call that was cut off: what is younger is not of packages
         for what in ("files", "folders"):
             new[what] = [name for name in new[what] if Path(name).lstat().st_ctime <= dpkgs.stat().st_mtime + 1]
     for what in ("users", "groups"):  # no people
         new[what] = [name for name in new[what] if int((now[what] or {})[name].split(":")[2]) < 1000]
-    brought = {what: sorted({*brought.get(what, ()), *new[what]}) for what in OF_PACKAGES}
+    brought = {what: sorted({*brought.get(what, ()), *new[what]}) for what in OF_PACKAGES} | {"packages": sorted(ours & known)}
     unseen = [what for what in LOOKS if before.get(what) is None]
 
     def note() -> None:
@@ -1638,7 +1650,7 @@ def check_flat_interface(name: str) -> None:
 def settings_of_run(folder: str) -> Settings:
     """What the cloud in this folder was made with: taking down must not depend on how the machine looks by now."""
     files = (Path(folder) / "state" / name for name in (KEPT.name, "settings.json"))  # install may have been called since
-    known: dict[str, Any] = next((json.loads(path.read_text()) for path in files if path.exists()), {})
+    known: dict[str, Any] = next((kept(path) for path in files if path.exists()), {})
     return Settings(DIR=Path(folder).absolute(), **{row.name: known[row.name] for row in fields(Settings) if row.name in known})
 
 
@@ -1905,7 +1917,7 @@ TREE = STATE / "tree.json"
 
 def tree() -> dict[str, Any]:
     """What branch put into DIR."""
-    return dict(json.loads(TREE.read_text())) if TREE.exists() else {"whole": False, "top": [], "files": {}}
+    return kept(TREE) or {"whole": False, "top": [], "files": {}}
 
 
 def put_tree(fresh: Path) -> None:
@@ -1957,7 +1969,8 @@ def changes() -> list[str]:
     changed = sorted(name for name, was in now.items() if known["files"].get(name) != was)
     if not (HOME / ".git").exists():
         return changed
-    loose = {line.split(maxsplit=1)[1] for line in git("status", "--porcelain", "--untracked-files=all")}
+    said = "\n".join(git("status", "--porcelain", "-z", "--no-renames", "--untracked-files=all"))
+    loose = {entry.split(maxsplit=1)[1] for entry in said.split("\0") if entry}
     commits = git("log", "--format=commit %h %s", *BRANCHES, "--not", "--remotes", *known.get("commits", ()))
     return [name for name in changed if name in loose] + commits
 
@@ -2012,13 +2025,14 @@ def install_packages(names: set[str]) -> None:
         return
     apt = ("apt-get", "--config-file", APT_CONFIG)
     wanted = ("install", "-y", "--no-install-recommends", "--no-remove", *missing)
-    with step(f"Install {len(missing)} packages and what they need"), no_services():
+    with step(f"Install {len(missing)} packages and what they need"):
         wait_for("dpkg (another program is installing packages)", dpkg_is_free, 300)
-        do("dpkg", "--configure", "-a", env=QUIET)  # what a call that was cut off left half-way
-        do(*apt, "-qq", "update", hint=NETWORK)
-        coming = ask(*apt, "--simulate", *wanted, default="")  # where it cannot be done, the next line says why
-        note_brought(re.findall(r"^Inst (\S+) (?!\[)", coming, re.M))
-        do(*apt, "-qq", *wanted, env=QUIET, hint=NETWORK)
+        with no_services():
+            do("dpkg", "--configure", "-a", env=QUIET)  # what a call that was cut off left half-way
+            do(*apt, "-qq", "update", hint=NETWORK)
+            coming = ask(*apt, "--simulate", *wanted, default="")  # where it cannot be done, the next line says why
+            note_brought(re.findall(r"^Inst (\S+) (?!\[)", coming, re.M))
+            do(*apt, "-qq", *wanted, env=QUIET, hint=NETWORK)
 
 
 def installed_packages() -> set[str]:
@@ -2049,11 +2063,11 @@ def no_services() -> Iterator[None]:
         yield
     finally:
         remove_policy()
+        note_brought()
     if DRY_RUN:
         print("# disable each service that these packages bring:  deb-systemd-helper disable UNIT")
         return print(f"rm --recursive --force {POLICY}\nrm {INSTALLING}")
-    note_brought()
-    new = installed_packages() - {name for name, state in kept(INSTALLING)["packages"].items() if state == "installed"}
+    new = {name for name in kept(BROUGHT)["packages"] if kept(INSTALLING)["packages"].get(name) != "installed"}
     files = ask("dpkg-query", "--listfiles", *sorted(new)) if new else ""
     units = re.findall(r"/systemd/system/([^/\s]+)$", files, re.M)
     for unit in units:
@@ -2394,7 +2408,7 @@ def fetch_image(cfg: Settings) -> None:
     if "://" in cfg.IMAGE and not path.exists():
         if not url.fragment and url.url.startswith("http:"):
             say(f"IMAGE={url.url}: nobody vouches for what comes by http; #sha256=HEX at its end would")
-        with step(f"Download {url.url}"):
+        with step(f"Download {re.sub('//.*@', '//...@', url.url).partition('?')[0]}"):  # what else is there may be a token
             part = path.with_suffix(".part")
             if DRY_RUN:
                 return print(f"curl --location --output {path} {url.url}")
@@ -2583,8 +2597,9 @@ def give_up() -> None:
 def tell_what_goes(cfg: Settings, yes: str) -> None:
     """Say what is lost with the cloud that DIR has; where instances are, ask the person at the terminal, if there is one."""
     found = what_it_has(settings_of_run(str(cfg.DIR))) if is_kept() else {}
-    if told := [f"{len(names)} {what} ({', '.join(names[:9])})" for what, names in found.items() if names]:
-        say(f"This deletes the cloud in {cfg.DIR}: {' and '.join(told)}.")
+    told = [f"{len(names)} {what} ({', '.join(names[:9])})" for what, names in found.items() if names]
+    if is_kept():
+        say(f"This deletes the cloud in {cfg.DIR} with its users, images and networks{': ' * bool(told)}{' and '.join(told)}.")
     if found.get("instances") and not (yes or DRY_RUN) and sys.stdin.isatty():
         say("Type yes to go on:")
         if sys.stdin.readline().strip() != "yes":
@@ -2663,6 +2678,8 @@ def use_volumes(cfg: Settings) -> None:
         return
     disk, share = STATE / "volumes/disk", STATE / "volumes/local:/share"
     if cfg.VOLUMES_LVM:
+        if not is_kept() and ask("vgs", "nova-volumes", default=""):
+            raise Failure("this machine has a volume group nova-volumes", "give that one another name (vgrename)")
         device = ask("losetup", "--find")
         record("losetup", "--detach", device)
         do("losetup", device, disk)
@@ -2883,10 +2900,7 @@ def create_router(cfg: Settings, public: Any, inside: list[Any]) -> None:
     router = create(cfg, "network", "router", "router", external_gateway_info={"network_id": public.id})
     for subnet in inside:
         change(f"openstack router add subnet router {subnet.id}", functools.partial(add_to_router, cfg, router, subnet))
-    if cfg.USE_IPV6:
-        own = [] if DRY_RUN else [each["ip_address"] for each in router.external_gateway_info["external_fixed_ips"]]
-        via = next((address for address in own if ":" in address), "ADDRESS-OF-ROUTER")
-        do("ip", "-6", "route", "replace", ranges_v6(cfg)[0], "via", via, "dev", "br-ex")  # it goes with br-ex
+    route_private(cfg)
 
 
 def add_to_router(cfg: Settings, router: Any, subnet: Any) -> None:
@@ -3181,7 +3195,7 @@ def stop(cfg: Settings) -> None:
     with step("End what they stood on, and remove bridges and rules"):
         take_down(cfg, 20)
         remove_traces()
-    say(f"The cloud in {cfg.DIR} is stopped, and kept. To bring it back: sudo python3 nova.py start")
+    DRY_RUN or say(f"The cloud in {cfg.DIR} is stopped, and kept. To bring it back: sudo python3 nova.py start")
 
 
 def in_the_making(cfg: Settings) -> list[str]:
@@ -3343,7 +3357,7 @@ def uninstall(cfg: Settings, *options: str) -> None:
     others = other_folders(cfg)
     if not others and BEFORE.exists():
         remove_packages()
-    if cfg.DIR.exists():
+    if (cfg.DIR / "state").exists():
         remove_folder(cfg, [] if lost else tops, keep)
     if lost:
         say(f"Your {len(lost)} changes stay in {cfg.DIR}: {', '.join(lost[:5])}")
@@ -3373,7 +3387,7 @@ def remove_packages() -> None:
         known = gone & was.keys()  # removed earlier, their configuration kept: it is kept again
         for verb, those in (("--remove", gone if known else ()), ("--purge", gone - known)):
             if those:
-                do("dpkg", verb, "--force-remove-reinstreq", *sorted(those), env=QUIET)
+                do("dpkg", verb, "--force-remove-reinstreq", *sorted(those), env={**QUIET, "SUDO_FORCE_REMOVE": "yes"})
         for name, who in sorted(stay.items()):
             say(f"  {name} stays: {who} needs it")
         if not stay:
@@ -3386,6 +3400,9 @@ def needed(names: set[str]) -> dict[str, str]:
     for each in psutil.process_iter(["name", "exe"]):
         program = each.info["exe"] or ""  # dpkg may know it without /usr
         running |= dict.fromkeys((program, program.removeprefix("/usr")), f"{each.info['name']} (process {each.pid})")
+    for link in Path("/etc/systemd/system").glob("*.*/*"):  # all were disabled (no_services): somebody wants this one
+        unit = str(link.readlink()) if link.is_symlink() else ""
+        running |= dict.fromkeys((unit, unit.removeprefix("/usr"), f"/usr{unit}"), f"{link.name} (a service that is enabled)")
     for owner, program in re.findall(r"^([^:,\s]+).*: (/.*)$", ask("dpkg-query", "--search", *running, ok=(0, 1)), re.M):
         if owner in names:
             stay[owner] = running[program]
@@ -3409,14 +3426,12 @@ def remove_leftovers(brought: dict[str, list[str]]) -> None:
 
 def remove_folder(cfg: Settings, tops: list[str], keep: bool) -> None:
     """DIR goes, but for a tree that has changes, and for what keep asks to keep."""
-    places = [cfg.DIR / name for name in {*OWN, *tops} - {"state"}]
-    places += [path for path in (cfg.DIR / "state").glob("*") if not keep or path.name != "cache"]
+    state = [path for path in (cfg.DIR / "state").glob("*") if not keep or path.name != "cache"]
     with step(f"Remove {cfg.DIR}"):
         LOG_FILE.clear()
-        do("rm", "--recursive", "--force", "--one-file-system", *sorted(places))
-        for path in (cfg.DIR / "state", cfg.DIR):
-            if path.is_dir() and not list(path.iterdir()):
-                do("rmdir", path)
+        for places in ([cfg.DIR / name for name in {*OWN, *tops} - {"state"}], state):  # the state knows of the others
+            do("rm", "--recursive", "--force", "--one-file-system", *sorted(places))
+        do("rmdir", "--ignore-fail-on-non-empty", cfg.DIR / "state", cfg.DIR)
 
 
 def compare(earlier: dict[str, Seen | None]) -> None:
@@ -3465,11 +3480,11 @@ def main(arguments: list[str]) -> int:
     log.setLevel(logging.DEBUG)
     log.addHandler(logging.StreamHandler() if "-v" in arguments else logging.NullHandler())
     verb, *rest = [a for a in arguments if a not in FLAGS]
-    options = [word for word in rest if word in OPTIONS.get(verb, ())]
+    options = sorted({word for word in rest if word in OPTIONS.get(verb, ())})
     rest = [word for word in rest if word not in options]
     most = {"branch": 2, "settings": 0}.get(verb, 1)
     try:
-        if len(rest) > most or any(r.startswith("-") for r in rest):
+        if len(rest) > most or any(r.startswith("-") or not r for r in rest):
             raise Failure(f"{verb} does not take {' '.join(rest)}; see: python3 nova.py --help", code=2)
         folder = rest[most - 1] if len(rest) == most and most else "nova"
         cfg = settings_of_run(folder) if verb in OF_A_CLOUD else settings_from(dict(os.environ), folder)
@@ -3503,7 +3518,8 @@ def prepare_folder(cfg: Settings, verb: str) -> None:
     check_words(Settings(DIR=cfg.DIR))
     if verb == "uninstall" and not (cfg.DIR / "state").exists() and not other_folders(cfg):
         return  # it came so far before, or DIR was deleted by hand
-    if verb in OF_A_CLOUD and not (cfg.DIR / "state").exists():
+    ours = str(cfg.DIR) in kept(CLOUDS) or any((cfg.DIR / "state" / name).exists() for name in ("log/nova.log", "tree.json"))
+    if verb in OF_A_CLOUD and not ours:
         raise Failure(f"no cloud in {legible(cfg.DIR)}", f"go to the folder where it was made, or name it: nova.py {verb} DIR")
     if os.path.lexists(state := cfg.DIR / "state") and (state.is_symlink() or state.stat().st_uid != 0):
         raise Failure(f"Refusing to use {cfg.DIR}/state (it is not root's, so it may hold anything)", "remove it first")

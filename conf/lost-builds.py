@@ -8,6 +8,7 @@ with what keep noted of each death as standard input.
 
 import os
 import sys
+import traceback
 from pathlib import Path
 
 os.environ["OS_NOVA_DISABLE_EVENTLET_PATCHING"] = "True"  # as the services run: with native threads
@@ -50,6 +51,30 @@ def bury(manager, admin, request):
     """A request that has become no instance becomes one that never was on a host."""
     spec = objects.RequestSpec.get_by_instance_uuid(admin, request.instance_uuid)
     manager._bury_in_cell0(admin, spec, reason(request.created_at), build_requests=[request])
+    manager.report_client.delete_allocation_for_instance(admin, request.instance_uuid, force=True)
+    print(f"{request.instance_uuid}: {reason(request.created_at)}")
+
+
+def give_up(manager, admin, inside, cell, instance, request):
+    """An instance that nobody builds is in ERROR."""
+    if request:  # the conductor died between making it and saying so
+        mapping = objects.InstanceMapping.get_by_instance_uuid(admin, instance.uuid)
+        mapping.cell_mapping = cell
+        mapping.save()
+        request.destroy()
+    instance.vm_state, instance.task_state = vm_states.ERROR, None
+    instance.save()
+    utils.add_instance_fault_from_exc(inside, instance, reason(instance.created_at))
+    manager.report_client.delete_allocation_for_instance(admin, instance.uuid, force=True)
+    print(f"{instance.uuid}: {reason(instance.created_at)}")
+
+
+def attempt(function, *arguments):
+    """One that cannot be helped does not keep the others waiting."""
+    try:
+        function(*arguments)
+    except Exception:
+        traceback.print_exc()
 
 
 def main():
@@ -64,22 +89,11 @@ def main():
         with context.target_cell(admin, cell) as inside:
             states = {"deleted": False, "vm_state": [vm_states.BUILDING, vm_states.ERROR]}
             for instance in objects.InstanceList.get_by_filters(inside, states):
-                if not old(instance) or not lost(instance):
-                    continue
-                if request := requests.pop(instance.uuid, None):  # the conductor died between making it and saying so
-                    mapping = objects.InstanceMapping.get_by_instance_uuid(admin, instance.uuid)
-                    mapping.cell_mapping = cell
-                    mapping.save()
-                    request.destroy()
-                instance.vm_state, instance.task_state = vm_states.ERROR, None
-                instance.save()
-                utils.add_instance_fault_from_exc(inside, instance, reason(instance.created_at))
-                manager.report_client.delete_allocation_for_instance(admin, instance.uuid, force=True)
-                print(f"{instance.uuid}: {reason(instance.created_at)}")
-    for uuid, request in requests.items():
-        bury(manager, admin, request)
-        manager.report_client.delete_allocation_for_instance(admin, uuid, force=True)
-        print(f"{uuid}: {reason(request.created_at)}")
+                if old(instance) and lost(instance):
+                    request = requests.pop(instance.uuid, None)
+                    attempt(give_up, manager, admin, inside, cell, instance, request)
+    for request in requests.values():
+        attempt(bury, manager, admin, request)
 
 
 main()

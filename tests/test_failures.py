@@ -655,7 +655,7 @@ def test_no_such_verb(nova_py: Callable[..., subprocess.CompletedProcess[str]], 
 def test_not_root(nova_py: Callable[..., subprocess.CompletedProcess[str]], verb: str) -> None:
     done = nova_py("-v", verb, "a", "b")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"nova.py: {verb} needs root: sudo python3 nova.py {verb} a b\n"
+    assert done.stderr == f"nova.py: {verb} needs root: sudo python3 nova.py -v {verb} a b\n"
 
 
 def test_settings_needs_no_root(nova_py: Callable[..., subprocess.CompletedProcess[str]]) -> None:

@@ -287,7 +287,7 @@ def test_without_a_terminal_it_is_said_and_done(
 ) -> None:
     monkeypatch.setattr(nova.sys, "stdin", MagicMock(isatty=lambda: False))
     nova.tell_what_goes(filled, "")
-    wanted = f"This deletes the cloud in {filled.DIR}: 2 instances (one, two) and 1 volumes (data).\n"
+    wanted = f"This deletes the cloud in {filled.DIR} with its users, images and networks: 2 instances (one, two) and 1 volumes (data).\n"
     assert capsys.readouterr().err == wanted
 
 
