@@ -1214,25 +1214,29 @@ class Unmade(NamedTuple):
         return self.name
 
 
+def api(cfg: Settings, line: str, call: str, *arguments: Any, **options: Any) -> Any:
+    """A change by an API: `call` of its client, as compute.create_server; `line` is the openstack command that does the same."""
+    return change(line, lambda: attrgetter(call)(cloud(cfg))(*arguments, **options))
+
+
 def create(cfg: Settings, service: str, kind: str, name: str, **attributes: Any) -> Any:
-    """A new resource of an API; as a line it is the openstack command that makes the same."""
+    """A new resource of an API."""
     line = f"openstack {kind.replace('_', ' ')} create"
     for key, value in attributes.items():
         form = AS_OPTION.get(key) or AS_OPTION.get(f"{key}={value}") or f"--{key.replace('_', '-')} {{}}"
         line += " " + form.format(value)
-    make = lambda: getattr(getattr(cloud(cfg), service), f"create_{kind}")(name=name, **attributes)
-    return named(name, change(f"{line} {name}", make))
+    return named(name, api(cfg, f"{line} {name}", f"{service}.create_{kind}", name=name, **attributes))
 
 
 def delete(cfg: Settings, service: str, kind: str, resource: Any, **how: Any) -> None:
-    """The end of a resource of an API; told as the openstack command that ends it."""
-    words = ["openstack", *{"ip": "floating ip"}.get(kind, kind).split(), "delete", *(f"--{name}" for name in how), resource.id]
-    change(" ".join(words), lambda: getattr(getattr(cloud(cfg), service), f"delete_{kind}")(resource, **how))
+    """The end of a resource of an API."""
+    words = ["openstack", {"ip": "floating ip"}.get(kind, kind), "delete", *(f"--{name}" for name in how), resource.id]
+    api(cfg, " ".join(words), f"{service}.delete_{kind}", resource, **how)
 
 
 def find(cfg: Settings, service: str, kind: str, name: str) -> Any:
     """The resource of this name, of those that a run begins with."""
-    return named(name, None if DRY_RUN else getattr(getattr(cloud(cfg), service), f"find_{kind}")(name))
+    return named(name, None if DRY_RUN else attrgetter(f"{service}.find_{kind}")(cloud(cfg))(name))
 
 
 def named(name: str, resource: Any) -> Any:
@@ -2309,51 +2313,41 @@ def started(cfg: Settings, service: Service, *more: str) -> Iterator[None]:
 
 def register_services(cfg: Settings) -> None:
     """keystone's catalog: each service's user and its address."""
-    project = create(cfg, "identity", "project", "service", domain_id="default")
+    project, known = create(cfg, "identity", "project", "service", domain_id="default"), values(cfg)
     roles = [find(cfg, "identity", "role", name) for name in ("admin", "service")]
-    for name, kind, url in rows(cfg, ENDPOINTS):
-        secret = values(cfg)["SERVICE_PASSWORD"]
+    for name, kind, template in rows(cfg, ENDPOINTS):
         always = {"ignore_lockout_failure_attempts": True}  # whoever guesses (conf/keystone.conf.tmpl) does not stop the cloud
+        secret, url = known["SERVICE_PASSWORD"], render(template, cfg)
         user = create(cfg, "identity", "user", name, domain_id="default", password=secret, options=always)
         for role in roles:
-            add_role(cfg, role, project, user=user)
-        make = functools.partial(create_service, cfg, name, kind)
-        service = named(name, change(f"openstack service create --name {name} {kind}", make))
+            add_role(cfg, role, project, "user", user)
+        line = f"openstack service create --name {name} {kind}"
+        service = named(name, api(cfg, line, "identity.create_service", name=name, type=kind))
         for interface in ("public", "internal"):
-            create_endpoint(cfg, service, interface, render(url, cfg))
-    keys = json.dumps({"access": values(cfg)["EC2_ACCESS_KEY"], "secret": values(cfg)["EC2_SECRET_KEY"]})
-    line = "openstack credential create --type ec2 --project admin admin " + shlex.quote(keys.replace('"', '\\"')).replace(
-        "'", '"'
-    )
-    change(line, lambda: create_credential(cfg, keys))
+            line = f"openstack endpoint create --region RegionOne {service.name} {interface} {shlex.quote(url)}"
+            where = dict(service_id=service.id, interface=interface, url=url, region_id="RegionOne")
+            api(cfg, line, "identity.create_endpoint", **where)
+    create_credential(cfg, json.dumps({"access": known["EC2_ACCESS_KEY"], "secret": known["EC2_SECRET_KEY"]}))
     if cfg.DIRECTORY:
         create(cfg, "identity", "domain", "ldap")
     cloud.cache_clear()  # its token names the catalog as it was
 
 
-def create_service(cfg: Settings, name: str, kind: str) -> Any:
-    """A service of keystone's catalog."""
-    return cloud(cfg).identity.create_service(name=name, type=kind)
+def add_role(cfg: Settings, role: Any, project: Any, kind: str, who: Any) -> None:
+    """A user or a group has a role in a project."""
+    line = f"openstack role add --{kind} {who.name} --project {project.name} {role.name}"
+    api(cfg, line, f"identity.assign_project_role_to_{kind}", project, who, role)
 
 
 def create_credential(cfg: Settings, keys: str) -> None:
     """admin's keys to S3 and EC2."""
-    whose = dict(user_id=cloud(cfg).current_user_id, project_id=cloud(cfg).current_project_id)
-    cloud(cfg).identity.create_credential(type="ec2", blob=keys, **whose)
 
+    def make() -> None:
+        whose = dict(user_id=cloud(cfg).current_user_id, project_id=cloud(cfg).current_project_id)
+        cloud(cfg).identity.create_credential(type="ec2", blob=keys, **whose)
 
-def add_role(cfg: Settings, role: Any, project: Any, **whose: Any) -> None:
-    """A user or a group has a role in a project."""
-    ((kind, who),) = whose.items()
-    line = f"openstack role add --{kind} {who.name} --project {project.name} {role.name}"
-    change(line, lambda: getattr(cloud(cfg).identity, f"assign_project_role_to_{kind}")(project, who, role))
-
-
-def create_endpoint(cfg: Settings, service: Any, interface: str, url: str) -> None:
-    """Where a service answers."""
-    line = f"openstack endpoint create --region RegionOne {service.name} {interface} {shlex.quote(url)}"
-    where = dict(service_id=service.id, interface=interface, url=url, region_id="RegionOne")
-    change(line, lambda: cloud(cfg).identity.create_endpoint(**where))
+    quoted = keys.replace('"', r"\"")
+    change(f'openstack credential create --type ec2 --project admin admin "{quoted}"', make)
 
 
 def fill_database(cfg: Settings, names: tuple[str, ...], commands: tuple[str, ...]) -> None:
@@ -2855,18 +2849,23 @@ def create_networks(cfg: Settings) -> None:
             create_subnet(cfg, public, str(ranges_v6(cfg)[1]), -2, is_dhcp_enabled=False)
             by_router = dict(ipv6_ra_mode="slaac", ipv6_address_mode="slaac", is_dhcp_enabled=True)
             inside.append(create_subnet(cfg, private, str(ranges_v6(cfg)[0]), -2, **by_router))
-        create_router(cfg, public, inside)
+        router = create(cfg, "network", "router", "router", external_gateway_info={"network_id": public.id})
+        for subnet in inside:
+            line = f"openstack router add subnet router {subnet.id}"
+            api(cfg, line, "network.add_interface_to_router", router, subnet_id=subnet.id)
+        route_private(cfg)
         allow_ping_and_ssh(cfg)
 
 
 def route_private(cfg: Settings) -> None:
     """This machine knows the way to the instances' IPv6 addresses, which have no translation; it goes with br-ex."""
-    if DRY_RUN and cfg.USE_IPV6:
-        do_again("ip", "-6", "route", "replace", ranges_v6(cfg)[0], "via", "ADDRESS-OF-ROUTER", "dev", "br-ex")
-    router = next(cloud(cfg).network.routers(name="router"), None) if cfg.USE_IPV6 and not DRY_RUN else None
+    if not cfg.USE_IPV6:
+        return
+    router = None if DRY_RUN else next(cloud(cfg).network.routers(name="router"), None)
     gateway: dict[str, Any] = (router and router.external_gateway_info) or {}  # a user may have deleted either
-    for address in (each["ip_address"] for each in gateway.get("external_fixed_ips", ()) if ":" in each["ip_address"]):
-        do_again("ip", "-6", "route", "replace", str(ranges_v6(cfg)[0]), "via", address, "dev", "br-ex")
+    own = [each["ip_address"] for each in gateway.get("external_fixed_ips", ()) if ":" in each["ip_address"]]
+    for address in ["ADDRESS-OF-ROUTER"] if DRY_RUN else own:
+        do_again("ip", "-6", "route", "replace", ranges_v6(cfg)[0], "via", address, "dev", "br-ex")
 
 
 def create_subnet(cfg: Settings, network: Any, cidr: str, last: int, **more: object) -> Any:
@@ -2875,22 +2874,6 @@ def create_subnet(cfg: Settings, network: Any, cidr: str, last: int, **more: obj
     pool = dict(start=str(room[2]), end=str(room[last]))
     where = dict(network_id=network.id, ip_version=room.version, cidr=cidr, gateway_ip=str(room[1]))
     return create(cfg, "network", "subnet", network.name, allocation_pools=[pool], **where, **more)
-
-
-def create_router(cfg: Settings, public: Any, inside: list[Any]) -> None:
-    """The router between `public` and these subnets; this machine's way to IPv6 instances is through it."""
-    router = create(cfg, "network", "router", "router", external_gateway_info={"network_id": public.id})
-    for subnet in inside:
-        change(f"openstack router add subnet router {subnet.id}", functools.partial(add_to_router, cfg, router, subnet))
-    if cfg.USE_IPV6:
-        own = [] if DRY_RUN else [each["ip_address"] for each in router.external_gateway_info["external_fixed_ips"]]
-        via = next((address for address in own if ":" in address), "ADDRESS-OF-ROUTER")
-        do("ip", "-6", "route", "replace", ranges_v6(cfg)[0], "via", via, "dev", "br-ex")  # it goes with br-ex
-
-
-def add_to_router(cfg: Settings, router: Any, subnet: Any) -> None:
-    """For create_router."""
-    cloud(cfg).network.add_interface_to_router(router, subnet_id=subnet.id)
 
 
 def allow_ping_and_ssh(cfg: Settings) -> None:
@@ -2920,7 +2903,7 @@ def create_projects(cfg: Settings) -> None:
             groups = [Unmade("EACH-GROUP")] if DRY_RUN else list(cloud(cfg).identity.groups(domain_id=domain.id))
             for group in groups:
                 project = create(cfg, "identity", "project", group.name, domain_id=domain.id)
-                add_role(cfg, member, project, group=group)
+                add_role(cfg, member, project, "group", group)
 
 
 def upload_image(cfg: Settings) -> None:
@@ -2984,8 +2967,7 @@ def wait_for_instances(cfg: Settings, ran: list[Any], reports: list[str]) -> Non
         wait_for("nova-compute", lambda: compute_reports(cfg) != reports, limit, SERVICES["compute"])
         for server in ran:
             if is_active(cfg, server) and server.id not in running_guests(cfg):
-                reboot = functools.partial(cloud(cfg).compute.reboot_server, server, "HARD")
-                change(f"openstack server reboot --hard {server.id}", reboot)
+                api(cfg, f"openstack server reboot --hard {server.id}", "compute.reboot_server", server, "HARD")
         for server in ran:
             again = lambda server=server: is_active(cfg, server) and server.id in running_guests(cfg)
             wait_for(f"the instance {server.name}", again, limit)
@@ -2999,29 +2981,24 @@ def smoke_test(cfg: Settings) -> None:
         public_key = "" if DRY_RUN else key.with_suffix(".pub").read_text()
         create(cfg, "compute", "keypair", "smoke", public_key=public_key)
         port = create(cfg, "network", "port", "smoke", network_id=find(cfg, "network", "network", "private").id)
-        address = create_address(cfg, port)
+        where = dict(floating_network_id=find(cfg, "network", "network", "public").id, port_id=port.id)
+        line = f"openstack floating ip create --port {port.id} public"
+        address = named("ADDRESS", api(cfg, line, "network.create_ip", **where))
         which = dict(flavor_id=FLAVORS[0][1], image_id=find(cfg, "image", "image", "ami-tty").id, key_name="smoke")
         server = create(cfg, "compute", "server", "smoke", networks=[{"port": port.id}], **which)
         wait_for("the instance", lambda: is_active(cfg, server), 120)
-        where = address.floating_ip_address
+        place = address.floating_ip_address
         login = ("timeout", 15, "ssh", "-i", key, *shlex.split("-oBatchMode=yes -oConnectTimeout=3 -oLogLevel=ERROR"))
         login += ("-oStrictHostKeyChecking=no", "-oUserKnownHostsFile=/dev/null")  # the next one at this address is another
-        pinged = lambda: " 0% packet loss" in ask("ping", "-c1", "-W1", where, ok=(0, 1))
-        wait_for(f"ping of {where}", pinged, 60)
-        wait_for(f"ssh to {where}", lambda: ask(*login, f"root@{where}", "hostname", default="") == "smoke", 90)
+        pinged = lambda: " 0% packet loss" in ask("ping", "-c1", "-W1", place, ok=(0, 1))
+        wait_for(f"ping of {place}", pinged, 60)
+        wait_for(f"ssh to {place}", lambda: ask(*login, f"root@{place}", "hostname", default="") == "smoke", 90)
     with step("Delete it again"):
         delete(cfg, "compute", "server", server)
         wait_for("the instance's end", lambda: not cloud(cfg).compute.find_server(server.id), 60)
         delete(cfg, "network", "ip", address)
         delete(cfg, "network", "port", port)
         delete(cfg, "compute", "keypair", find(cfg, "compute", "keypair", "smoke"))
-
-
-def create_address(cfg: Settings, port: Any) -> Any:
-    """A floating address for a port."""
-    public = find(cfg, "network", "network", "public")
-    make = lambda: cloud(cfg).network.create_ip(floating_network_id=public.id, port_id=port.id)
-    return named("ADDRESS", change(f"openstack floating ip create --port {port.id} public", make))
 
 
 def is_active(cfg: Settings, server: Any) -> bool:
@@ -3235,11 +3212,11 @@ def delete_volumes(cfg: Settings) -> None:
     storage = cloud(cfg).block_storage
     volumes = functools.partial(storage.volumes, all_projects=True)
     for each in storage.attachments(all_projects=True):  # of instances that are no more
-        drop = functools.partial(storage.delete, f"/attachments/{each.id}", microversion="3.27")
-        change(f"openstack --os-volume-api-version 3.27 volume attachment delete {each.id}", drop)
+        line = f"openstack --os-volume-api-version 3.27 volume attachment delete {each.id}"
+        api(cfg, line, "block_storage.delete", f"/attachments/{each.id}", microversion="3.27")
     for each in (those := list(volumes())):
-        end = functools.partial(storage.delete, f"/volumes/{each.id}?cascade=true&force=true", microversion="3.23")
-        change(f"openstack volume delete --force --purge {each.id}", end)
+        where = f"/volumes/{each.id}?cascade=true&force=true"
+        api(cfg, f"openstack volume delete --force --purge {each.id}", "block_storage.delete", where, microversion="3.23")
     wait_for(f"the end of {len(those)} volumes", lambda: not list(volumes()), 60)
 
 
