@@ -771,13 +771,13 @@ def remove(*paths: Path) -> None:
     """Files, links and folders, with all that is in them; those that are there."""
     if there := [path for path in paths if os.path.lexists(path) and path not in GONE]:
         GONE.update(there if DRY_RUN else ())
-        change(shlex.join(["rm", "--recursive", "--force", *map(str, there)]), functools.partial(unlink, *there))
+        change(shlex.join(["rm", "--recursive", "--force", *map(str, there)]), lambda: unlink(*there))
 
 
 def unlink(*paths: Path) -> None:
-    """Remove files and folders for `remove`."""
+    """What rm --recursive --force does."""
     for path in paths:
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
 def move(old: Path, new: Path) -> None:
@@ -865,7 +865,7 @@ def wait_for(what: str, ready: Callable[[], object], seconds: float, service: Se
             raise
         except Exception as error:  # a probe of something that is not up yet may fail in any way
             last = f"{type(error).__name__}: {error}"
-        if service and (died := (STATE / f"run/{service.window}.died")).exists() and (line := died.read_text().strip()):
+        if service and (line := text_of(STATE / f"run/{service.window}.died").strip()):
             raise Failure(f"the service of a window died: {line}", tail=last_lines(service.window))
         time.sleep(0.2)
     tail = last_lines(service.window) if service else ()
@@ -892,9 +892,26 @@ def values(cfg: Settings) -> dict[str, Any]:
     return {**chosen, **PATHS, **machine, **known, **urls}
 
 
+def text_of(path: Path | str) -> str:
+    """What a file says; "" where it is not there, or went with its process."""
+    with contextlib.suppress(OSError):
+        return Path(path).read_text(errors="replace")
+    return ""
+
+
+def lines_of(path: Path | str) -> list[str]:
+    """The lines of a file; none where it is not there."""
+    return text_of(path).splitlines()
+
+
+def kept(path: Path) -> dict[str, Any]:
+    """What one of our own files in JSON says; nothing where it is not there."""
+    return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
 def passwords(state: Path) -> dict[str, str]:
     """The secrets of the cloud with this state folder; none before its first install."""
-    return dict(json.loads(path.read_text())) if (path := state / "passwords.json").exists() else {}
+    return kept(state / "passwords.json")
 
 
 def render(text: str, cfg: Settings) -> str:
@@ -960,13 +977,13 @@ def checksum(line: str, boot: str) -> str:
 
 def boot() -> str:
     """Which boot of this machine it is; of a container, its own."""
-    kernel, first = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/1/stat")
-    return kernel.read_text() + first.read_text().rpartition(")")[2].split()[19] if kernel.exists() else ""
+    kernel, first = text_of("/proc/sys/kernel/random/boot_id"), text_of("/proc/1/stat")
+    return kernel + first.rpartition(")")[2].split()[19] if kernel else ""
 
 
 def recorded(path: Path | None = None) -> list[str]:
     """The lines of a record that are whole and still mean what they meant."""
-    lines = path.read_text(errors="replace").split("\n") if (path := path or STATE / "record").exists() else []
+    lines = text_of(path or STATE / "record").split("\n")
     sums = {line: line.rpartition("  # ") for line in lines if line}
     return [line for line in lines if line and sums[line][2] in (checksum(sums[line][0], each) for each in ("", boot()))]
 
@@ -1036,7 +1053,7 @@ CONTROLLERS = ("cpuacct", "devices", "memory")  # of control groups, version 1: 
 
 def has_cgroup2() -> bool:
     """Does version 2 of control groups limit memory here? Otherwise libvirt's containers need version 1."""
-    return (path := CGROUPS / "cgroup.controllers").exists() and "memory" in path.read_text()
+    return "memory" in text_of(CGROUPS / "cgroup.controllers")
 
 
 def private_libvirt(cfg: Settings) -> None:
@@ -1056,11 +1073,8 @@ def leave_mounts() -> None:
 
 def cloud_of(process: int | str) -> str:
     """Which folder (device and path) a process has mounted at HOME; "" where none: no process of any cloud."""
-    with contextlib.suppress(OSError):  # it has ended
-        mounts = Path(f"/proc/{process}/mountinfo").read_text()
-        if found := re.search(rf"(\d+:\d+ \S+) {re.escape(str(HOME))} ", mounts):
-            return found[1]
-    return ""
+    found = re.search(rf"(\d+:\d+ \S+) {re.escape(str(HOME))} ", text_of(f"/proc/{process}/mountinfo"))
+    return found[1] if found else ""
 
 
 def processes() -> list[psutil.Process]:
@@ -1082,29 +1096,26 @@ def containers() -> list[str]:
 
 def container_of(process: int) -> str:
     """The id of the instance whose container a process is in; "" where it is in none."""
-    with contextlib.suppress(OSError):  # it has ended
-        if found := re.search(rb"LIBVIRT_LXC_UUID=([0-9a-f-]{36})", Path(f"/proc/{process}/environ").read_bytes()):
-            return found[1].decode()
-    return ""
+    found = re.search("LIBVIRT_LXC_UUID=([0-9a-f-]{36})", text_of(f"/proc/{process}/environ"))
+    return found[1] if found else ""
 
 
 def end_processes(those: list[psutil.Process], seconds: float) -> None:
     """Ask them to end (SIGTERM), wait for so long, and make the rest (SIGKILL), with what they started."""
+
+    def end() -> None:
+        for process in those:
+            with contextlib.suppress(psutil.Error):
+                process.terminate()
+        for process in psutil.wait_procs(those, timeout=seconds)[1]:
+            with contextlib.suppress(psutil.Error):
+                log.info("killed: %s", process.cmdline())
+                for each in (process, *process.children(recursive=True)):
+                    each.kill()
+        psutil.wait_procs(those, timeout=5)
+
     if those:
-        change(shlex.join(["kill", *(str(process.pid) for process in those)]), lambda: end_now(those, seconds))
-
-
-def end_now(those: list[psutil.Process], seconds: float) -> None:
-    """End processes for end_processes."""
-    for process in those:
-        with contextlib.suppress(psutil.Error):
-            process.terminate()
-    for process in psutil.wait_procs(those, timeout=seconds)[1]:
-        with contextlib.suppress(psutil.Error):
-            log.info("killed: %s", process.cmdline())
-            for each in (process, *process.children(recursive=True)):
-                each.kill()
-    psutil.wait_procs(those, timeout=5)
+        change(shlex.join(["kill", *(str(process.pid) for process in those)]), end)
 
 
 def sessions(cfg: Settings) -> dict[int, bool]:
@@ -1135,8 +1146,8 @@ def open_window(cfg: Settings, service: Service) -> None:
 
 def last_lines(window: str, count: int = 12) -> tuple[str, ...]:
     """The end of a window's log, without empty lines and colours."""
-    text = path.read_text(errors="replace") if (path := STATE / f"log/{window}.log").exists() else ""
-    lines = (line.strip() for line in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", text).splitlines())
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", text_of(STATE / f"log/{window}.log"))
+    lines = (line.strip() for line in text.splitlines())
     return tuple(line for line in lines if line)[-count:]
 
 
@@ -1260,11 +1271,6 @@ BROUGHT, INSTALLING = MACHINE / "brought.json", MACHINE / "installing.json"
 Seen = dict[str, str]  # names, and how each is
 
 
-def lines_of(path: str) -> list[str]:
-    """A file's lines; none where it is not there."""
-    return Path(path).read_text().splitlines() if Path(path).exists() else []
-
-
 def contents(*patterns: str) -> Seen:
     """Small files and what they say."""
     found = [path for pattern in patterns for path in Path("/").glob(pattern)]
@@ -1354,11 +1360,6 @@ def look_at_machine(names: Sequence[str] = tuple(LOOKS)) -> dict[str, Seen | Non
     return {name: LOOKS[name]() for name in names}
 
 
-def kept(path: Path) -> dict[str, Any]:
-    """What one of MACHINE's files says; nothing where it is not there."""
-    return dict(json.loads(path.read_text())) if path.exists() else {}
-
-
 def keep_look(cfg: Settings, before: dict[str, Seen | None], made: list[Path]) -> None:
     """For uninstall: how the machine was before the first command of all, and that DIR has a cloud, made with these folders."""
     if not MACHINE.exists():
@@ -1412,6 +1413,12 @@ def differences(before: Mapping[str, Seen | None], now: Mapping[str, Seen | None
 # ---- Checks: before anything is changed ----
 
 
+def refuse_if(wrong: object, why: str, hint: str = "") -> None:
+    """What the user asked for cannot be: Failure with code 2."""
+    if wrong:
+        raise Failure(why, hint, code=2)
+
+
 def address_of(interface: str) -> str:
     """The first IPv4 address of an interface; "" where it has none."""
     return str(netifaces.ifaddresses(interface).get(netifaces.AF_INET, [{}])[0].get("addr", ""))
@@ -1425,11 +1432,10 @@ def settings_from(environ: dict[str, str], folder: str = "nova") -> Settings:
         if not value:
             continue
         if isinstance(row.default, bool):
-            if value not in ("0", "1"):
-                raise Failure(f"{row.name}={value}: say 0 or 1", code=2)
+            refuse_if(value not in ("0", "1"), f"{row.name}={value}: say 0 or 1")
             value = value == "1"
-        elif row.name in CHOICES and value not in CHOICES[row.name]:
-            raise Failure(f"{row.name}={value}: it can be {', '.join(CHOICES[row.name])}", code=2)
+        elif choices := CHOICES.get(row.name):
+            refuse_if(value not in choices, f"{row.name}={value}: it can be {', '.join(choices)}")
         chosen[row.name] = value
     return checked(Settings(DIR=Path(folder).absolute(), **chosen))
 
@@ -1438,8 +1444,7 @@ def checked(cfg: Settings) -> Settings:
     """The same settings with what was left empty found out, and each value possible on this machine."""
     check_words(cfg)
     for setting, beside, why in IMPOSSIBLE:
-        if asked_for(cfg, setting) and (not beside or asked_for(cfg, beside)):
-            raise Failure(f"{told(cfg, setting)}: {why}", code=2)
+        refuse_if(asked_for(cfg, setting) and (not beside or asked_for(cfg, beside)), f"{told(cfg, setting)}: {why}")
     check_ranges(cfg)
     if cfg.FLAT_INTERFACE:
         check_flat_interface(cfg.FLAT_INTERFACE)
@@ -1449,12 +1454,10 @@ def checked(cfg: Settings) -> Settings:
     interface = cfg.INTERFACE or str(default.get(netifaces.AF_INET, ("", ""))[1])
     host_ip = cfg.HOST_IP or (address_of(interface) if interface else "")
     own = sorted(filter(None, map(address_of, netifaces.interfaces())))
-    if interface and not host_ip:
-        raise Failure(f"INTERFACE={interface}: it has no IPv4 address; set HOST_IP to one of {', '.join(own)}", code=2)
-    if not host_ip:
-        raise Failure(f"no default route, so no HOST_IP to find: set HOST_IP to one of {', '.join(own)}", code=2)
-    if host_ip not in own:
-        raise Failure(f"HOST_IP={host_ip}: not an address of this machine; it has {', '.join(own)}", code=2)
+    one = f"set HOST_IP to one of {', '.join(own)}"
+    refuse_if(interface and not host_ip, f"INTERFACE={interface}: it has no IPv4 address; {one}")
+    refuse_if(not host_ip, f"no default route, so no HOST_IP to find: {one}")
+    refuse_if(host_ip not in own, f"HOST_IP={host_ip}: not an address of this machine; it has {', '.join(own)}")
     check_elsewhere(cfg)
     check_image(cfg)
     check_directory(cfg)
@@ -1482,22 +1485,21 @@ def check_words(cfg: Settings) -> None:
         if not re.fullmatch(form, str(getattr(cfg, name)), re.ASCII):
             shown = name if name in SECRETS else f"{name}={getattr(cfg, name)}"
             raise Failure(f"{shown}: {words}", code=2)
-    if cfg.INTERFACE and cfg.INTERFACE not in netifaces.interfaces():
-        raise Failure(f"INTERFACE={cfg.INTERFACE}: this machine has {', '.join(netifaces.interfaces())}", code=2)
+    there = netifaces.interfaces()
+    refuse_if(cfg.INTERFACE and cfg.INTERFACE not in there, f"INTERFACE={cfg.INTERFACE}: this machine has {', '.join(there)}")
 
 
 def prompted(cfg: Settings, verb: str) -> Settings:
     """The same settings with what the user types (-p) for each secret that is neither in the environment nor known yet."""
-    if verb not in ("install", "run", "run_detached"):
-        raise Failure(f"{verb} makes no passwords: it does not take -p", code=2)
+    refuse_if(verb not in ("install", "run", "run_detached"), f"{verb} makes no passwords: it does not take -p")
     known, typed = passwords(cfg.DIR / "state"), dict[str, Any]()
     try:
         open("/dev/tty").close()
         for name in (name for name in SECRETS if not getattr(cfg, name) and name not in known):
             typed[name] = getpass.getpass(f"{name} (nothing: generated): ")
             check_words(replace(cfg, **typed))
-            if typed[name] and getpass.getpass(f"{name} once more: ") != typed[name]:
-                raise Failure(f"{name}: that was not the same twice", code=2)
+            again = typed[name] and getpass.getpass(f"{name} once more: ")
+            refuse_if(again != typed[name], f"{name}: that was not the same twice")
     except (OSError, EOFError):
         raise Failure("-p asks at a terminal, and there is none", "set the variables instead: README.md", code=2) from None
     return replace(cfg, **typed)
@@ -1513,17 +1515,14 @@ def check_elsewhere(cfg: Settings) -> None:
     for name, _ in ELSEWHERE:
         if not (value := getattr(cfg, name)):
             continue
-        path, there = Path(value).resolve(), nearest(Path(value).resolve())
+        path, there, chosen = Path(value).resolve(), nearest(Path(value).resolve()), f"{name}={value}"
         for taken in (cfg.DIR.resolve(), HOME, *(Path(machine) for machine, _ in PRIVATE_FOLDERS)):
-            if path == taken or taken in path.parents or path in taken.parents:
-                why = f"it and {taken} must lie beside each other; leave it empty for a folder in {cfg.DIR}"
-                raise Failure(f"{name}={value}: {why}", code=2)
-        if not there.is_dir():
-            raise Failure(f"{name}={value}: {there} is not a folder", code=2)
-        if os.statvfs(there).f_flag & os.ST_RDONLY:
-            raise Failure(f"{name}={value}: {there} is read-only", code=2)
-        if name == "INSTANCES_PATH" and shutil.disk_usage(there).free < 1 << 30:
-            raise Failure(f"{name}={value}: less than 1 GiB is free there", code=2)
+            why = f"it and {taken} must lie beside each other; leave it empty for a folder in {cfg.DIR}"
+            refuse_if(path.is_relative_to(taken) or taken.is_relative_to(path), f"{chosen}: {why}")
+        refuse_if(not there.is_dir(), f"{chosen}: {there} is not a folder")
+        refuse_if(os.statvfs(there).f_flag & os.ST_RDONLY, f"{chosen}: {there} is read-only")
+        little = name == "INSTANCES_PATH" and shutil.disk_usage(there).free < 1 << 30
+        refuse_if(little, f"{chosen}: less than 1 GiB is free there")
 
 
 def check_image(cfg: Settings) -> None:
@@ -1535,8 +1534,7 @@ def check_image(cfg: Settings) -> None:
         raise Failure(f"IMAGE={shown}: {error}", code=2) from None
     if url.scheme and not (url.scheme in ("http", "https") and url.hostname and not url.password and url.path.strip("/")):
         raise Failure(f"IMAGE={shown}: it can be a path, or the URL of a file by http or https, without a password", code=2)
-    if not re.fullmatch(r"(sha256=[0-9a-fA-F]{64})?", url.fragment):
-        raise Failure(f"IMAGE={shown}: after # it can say sha256=HEX", code=2)
+    refuse_if(not re.fullmatch("(sha256=[0-9a-fA-F]{64})?", url.fragment), f"IMAGE={shown}: after # it can say sha256=HEX")
     if cfg.IMAGE and not url.scheme:
         image_format(Path(cfg.IMAGE))
 
@@ -1547,9 +1545,8 @@ def check_directory(cfg: Settings) -> None:
         return
     path, asked = Path(cfg.OPENDJ_PACKAGE), ("dpkg-deb", "--field", cfg.OPENDJ_PACKAGE, "Package")
     inside = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else ask(*asked, default="").split()
-    if not {"opendj/setup", "opendj"} & {*inside}:
-        wanted = "USE_OPENDJ=1 wants the path of OpenDJ's .zip or .deb here, because no distribution has it"
-        raise Failure(f"OPENDJ_PACKAGE={cfg.OPENDJ_PACKAGE}: {wanted}", code=2)
+    wanted = "USE_OPENDJ=1 wants the path of OpenDJ's .zip or .deb here, because no distribution has it"
+    refuse_if({"opendj/setup", "opendj"}.isdisjoint(inside), f"OPENDJ_PACKAGE={cfg.OPENDJ_PACKAGE}: {wanted}")
 
 
 def image_format(path: Path) -> tuple[str, int]:
@@ -1587,10 +1584,9 @@ def check_ranges(cfg: Settings) -> None:
             raise Failure(f"{name}={getattr(cfg, name)}: not a range of IPv4 addresses ({error})", code=2) from None
         if special := [each for each in SPECIAL if networks[name].overlaps(ipaddress.IPv4Network(each))]:
             raise Failure(f"{name}={networks[name]}: overlaps {special[0]}, which is not for machines", code=2)
-        if networks[name].prefixlen > least:
-            raise Failure(f"{name}={networks[name]}: too small; /{least} is the least", code=2)
-    if networks["FLOATING_RANGE"].overlaps(networks["FIXED_RANGE"]):
-        raise Failure(f"FLOATING_RANGE={cfg.FLOATING_RANGE}: overlaps FIXED_RANGE={cfg.FIXED_RANGE}", code=2)
+        refuse_if(networks[name].prefixlen > least, f"{name}={networks[name]}: too small; /{least} is the least")
+    both = networks["FLOATING_RANGE"].overlaps(networks["FIXED_RANGE"])
+    refuse_if(both, f"FLOATING_RANGE={cfg.FLOATING_RANGE}: overlaps FIXED_RANGE={cfg.FIXED_RANGE}")
     for name, network in networks.items():
         check_not_routed(f"{name}={network}", network, routes())
 
@@ -1616,23 +1612,22 @@ def check_ipv6(cfg: Settings) -> None:
         why = str(error) or "/63 is the least"
         raise Failure(f"FIXED_RANGE_V6={cfg.FIXED_RANGE_V6}: not a range of IPv6 networks ({why})", code=2) from None
     for name in ("all", "default"):
-        path = Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6")
-        if not path.exists() or path.read_text().strip() != "0":
-            raise Failure(f"USE_IPV6=1: IPv6 is switched off in this kernel (net.ipv6.conf.{name}.disable_ipv6)", code=2)
+        off = text_of(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6").strip() != "0"
+        refuse_if(off, f"USE_IPV6=1: IPv6 is switched off in this kernel (net.ipv6.conf.{name}.disable_ipv6)")
     check_not_routed(f"FIXED_RANGE_V6={cfg.FIXED_RANGE_V6}", ipaddress.IPv6Network(cfg.FIXED_RANGE_V6), routes6())
 
 
 def check_flat_interface(name: str) -> None:
     """FLAT_INTERFACE is there and idle: in a bridge it cannot serve this machine any more."""
-    if name not in netifaces.interfaces():
-        raise Failure(f"FLAT_INTERFACE={name}: this machine has {', '.join(netifaces.interfaces())}", code=2)
+    there = netifaces.interfaces()
+    refuse_if(name not in there, f"FLAT_INTERFACE={name}: this machine has {', '.join(there)}")
     ways: list[tuple[Any, str]] = [*routes(), *routes6()]
-    if name in [interface for route, interface in ways if not route.prefixlen]:
-        raise Failure(f"FLAT_INTERFACE={name}: it carries the default route", code=2)
+    outward = [interface for route, interface in ways if not route.prefixlen]
+    refuse_if(name in outward, f"FLAT_INTERFACE={name}: it carries the default route")
     found = netifaces.ifaddresses(name)
-    for each in [*found.get(netifaces.AF_INET, []), *found.get(netifaces.AF_INET6, [])]:
-        if not ipaddress.ip_address(each["addr"].partition("%")[0]).is_link_local:
-            raise Failure(f"FLAT_INTERFACE={name}: it has the address {each['addr']}", code=2)
+    for address in [each["addr"] for kind in (netifaces.AF_INET, netifaces.AF_INET6) for each in found.get(kind, [])]:
+        local = ipaddress.ip_address(address.partition("%")[0]).is_link_local
+        refuse_if(not local, f"FLAT_INTERFACE={name}: it has the address {address}")
     master = Path(f"/sys/class/net/{name}/master")
     if master.is_symlink() and master.readlink().name != "ovs-system":  # check_machine is about that one
         raise Failure(f"FLAT_INTERFACE={name}: it is in {master.readlink().name} already", code=2)
@@ -1641,7 +1636,7 @@ def check_flat_interface(name: str) -> None:
 def settings_of_run(folder: str) -> Settings:
     """What the cloud in this folder was made with: taking down must not depend on how the machine looks by now."""
     files = (Path(folder) / "state" / name for name in (KEPT.name, "settings.json"))  # install may have been called since
-    known: dict[str, Any] = next((json.loads(path.read_text()) for path in files if path.exists()), {})
+    known = next(filter(None, map(kept, files)), {})
     return Settings(DIR=Path(folder).absolute(), **{row.name: known[row.name] for row in fields(Settings) if row.name in known})
 
 
@@ -1654,8 +1649,7 @@ def routes() -> list[tuple[ipaddress.IPv4Network, str]]:
 
 def routes6() -> list[tuple[ipaddress.IPv6Network, str]]:
     """The same of IPv6, but for those to itself (lo)."""
-    lines = path.read_text().splitlines() if (path := Path("/proc/net/ipv6_route")).exists() else []
-    rows = [line.split() for line in lines if not line.endswith(" lo")]
+    rows = [line.split() for line in lines_of("/proc/net/ipv6_route") if not line.endswith(" lo")]
     return [(ipaddress.IPv6Network((int(row[0], 16), int(row[1], 16))), row[-1]) for row in rows]
 
 
@@ -1685,8 +1679,7 @@ def check_machine(cfg: Settings) -> None:
     if not Path("/dev/net/tun").exists():
         raise Failure("no /dev/net/tun: instances could not be wired", "in a container: pass that device in")
     for setting, device, why in NEEDED:
-        if asked_for(cfg, setting) and not Path(device).exists():
-            raise Failure(f"{told(cfg, setting)}: no {device}, and {why}", code=2)
+        refuse_if(asked_for(cfg, setting) and not Path(device).exists(), f"{told(cfg, setting)}: no {device}, and {why}")
     if cfg.LIBVIRT_TYPE == "kvm":
         check_kvm()
     if cfg.LIBVIRT_TYPE == "lxc":
@@ -1737,7 +1730,7 @@ def check_kvm() -> None:
 
 def check_control_groups() -> None:
     """This kernel has those that libvirt's containers are put into."""
-    known = path.read_text() if (path := Path("/proc/cgroups")).exists() else ""
+    known = text_of("/proc/cgroups")
     if not has_cgroup2() and not all(re.search(rf"^{name}\t[1-9]", known, re.M) for name in CONTROLLERS):
         why = f"no control groups {', '.join(CONTROLLERS)}, and libvirt puts containers there"
         raise Failure(f"LIBVIRT_TYPE=lxc: {why}", "use qemu", code=2)
@@ -1804,10 +1797,8 @@ class Source(NamedTuple):
 
 def source_from(word: str) -> Source:
     """SOURCE by its form; Failure with code 2 for one that there is not."""
-    if re.search("//[^/]*:[^/]*@", word):
-        raise Failure(
-            "SOURCE: a password has no place in a command line", "leave it to git's credential helper, or use ssh", code=2
-        )
+    helper = "leave it to git's credential helper, or use ssh"
+    refuse_if(re.search("//[^/]*:[^/]*@", word), "SOURCE: a password has no place in a command line", helper)
     for form, kind in SOURCES:
         if found := re.fullmatch(form, word):
             return Source(kind, **{name: text or "" for name, text in found.groupdict().items()})
@@ -1860,8 +1851,7 @@ def fetch(cfg: Settings, source: Source) -> Path:
     elif kind == "bzr":
         do("brz", "branch", "--quiet", "--", url, fresh, **more)
     elif kind == "folder":
-        if cfg.DIR.resolve().is_relative_to(url):
-            raise Failure(f"SOURCE {url}: {cfg.DIR} is inside of it", "name a DIR elsewhere", code=2)
+        refuse_if(cfg.DIR.resolve().is_relative_to(url), f"SOURCE {url}: {cfg.DIR} is inside of it", "name a DIR elsewhere")
         do("cp", "--archive", "--reflink=auto", "--no-target-directory", url, fresh)
         if (fresh / ".git").is_file():  # of a linked work tree: what is committed here would change that one
             remove(fresh / ".git")
@@ -1891,13 +1881,13 @@ def released(version: str) -> Path:
 
 def check_tree(fresh: Path, word: str) -> None:
     """It is a nova that can run here, and has no file where nova.py keeps its own."""
-    setup = "".join(path.read_text() for name in ("setup.cfg", "pyproject.toml") if (path := fresh / name).is_file())
-    if not re.search(r'^name *= *"?nova"?$', setup, re.M):
-        raise Failure(f"SOURCE {word}: no nova in it (its setup.cfg does not say so)", code=2)
-    if not (fresh / "nova/wsgi/osapi_compute.py").exists():
-        raise Failure(f"SOURCE {word}: too old to run here (it has no nova/wsgi/osapi_compute.py, as from 2024.2 on)", code=2)
-    if taken := sorted(OWN & {path.name for path in fresh.iterdir()}):
-        raise Failure(f"SOURCE {word}: it has {', '.join(taken)}, where nova.py keeps its own", code=2)
+    setup = "".join(text_of(fresh / name) for name in ("setup.cfg", "pyproject.toml"))
+    is_nova = re.search(r'^name *= *"?nova"?$', setup, re.M)
+    refuse_if(not is_nova, f"SOURCE {word}: no nova in it (its setup.cfg does not say so)")
+    module = "nova/wsgi/osapi_compute.py"
+    refuse_if(not (fresh / module).exists(), f"SOURCE {word}: too old to run here (it has no {module}, as from 2024.2 on)")
+    taken = sorted(OWN & {path.name for path in fresh.iterdir()})
+    refuse_if(taken, f"SOURCE {word}: it has {', '.join(taken)}, where nova.py keeps its own")
 
 
 # What nova.py keeps in DIR beside the tree.
@@ -1908,7 +1898,7 @@ TREE = STATE / "tree.json"
 
 def tree() -> dict[str, Any]:
     """What branch put into DIR."""
-    return dict(json.loads(TREE.read_text())) if TREE.exists() else {"whole": False, "top": [], "files": {}}
+    return kept(TREE) or {"whole": False, "top": [], "files": {}}
 
 
 def put_tree(fresh: Path) -> None:
@@ -1921,8 +1911,7 @@ def put_tree(fresh: Path) -> None:
             file.write("".join(f"/{name}\n" for name in sorted(OWN)) + "*.pyc\n*.egg-info/\n")
     both = sorted({*names, *tree()["top"]})
     write_file(TREE, json.dumps({"whole": False, "top": both, "files": {}}))  # cut off here, branch begins again
-    for old in (HOME / name for name in both):
-        shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink(missing_ok=True)
+    unlink(*(HOME / name for name in both))
     for path in (HOME, *fresh.rglob("*")):
         give(path, "caller")
     for path in fresh.iterdir():
@@ -1981,7 +1970,7 @@ def install(cfg: Settings, for_a_new_one: bool = False) -> None:
     end_what_was_left(cfg)
     check_machine(cfg)
     if for_a_new_one:
-        give_up()
+        remove(KEPT)  # from now on there is nothing to start
     if not tree()["whole"]:
         branch(cfg)
     in_parallel(lambda: install_packages(packages(cfg)), lambda: install_openstack(cfg))
@@ -2070,7 +2059,7 @@ def no_services() -> Iterator[None]:
 
 def remove_policy() -> None:
     """The file that keeps services from starting, when it is ours."""
-    if POLICY.exists() and POLICY.read_text() == NO_SERVICES:
+    if text_of(POLICY) == NO_SERVICES:
         remove(POLICY)
 
 
@@ -2104,7 +2093,7 @@ def empty_environment(place: Path) -> None:
 
 def tree_version() -> str:
     """For pbr, which would ask git, as root; a shallow clone has no tag: then it is the version of uv.lock."""
-    if (HOME / "PKG-INFO").exists() and (found := re.search(r"^Version: (\S+)$", (HOME / "PKG-INFO").read_text(), re.M)):
+    if found := re.search(r"^Version: (\S+)$", text_of(HOME / "PKG-INFO"), re.M):
         return found[1]
     tags = git("describe", "--tags", "--abbrev=0", default="") if (HOME / ".git").exists() else []
     return tags[0] if tags else locked("nova", r"\.tar\.gz$")["url"].rpartition("nova-")[2].removesuffix(".tar.gz")
@@ -2146,11 +2135,10 @@ def compile_python(*folders: Path) -> None:
 
 def make_once(made_from: Path, key: str, make: Callable[[], None]) -> None:
     """Call `make`, unless what it makes was made from the same before; where it was cut off, it makes all anew."""
-    if made_from.exists() and made_from.read_text() == key:
-        return
-    remove(made_from)
-    make()
-    write_file(made_from, key)
+    if text_of(made_from) != key:
+        remove(made_from)
+        make()
+        write_file(made_from, key)
 
 
 def make_users() -> None:
@@ -2168,18 +2156,16 @@ def make_users() -> None:
 def link_modules(cfg: Settings) -> None:
     """OpenStack's environment sees the files of MODULES, and nothing else of the distribution's Python."""
     place, modules = STATE / "python3", Path("/usr/lib/python3/dist-packages")
+
+    def link(files: str) -> None:
+        for file in modules.glob(files):
+            (place / file.name).symlink_to(file)
+
     remove(place)
     make_folder(place)
     for _, files in rows(cfg, MODULES):
-        line = f"ln --symbolic --target-directory={place} {modules}/{files}"
-        change(line, functools.partial(link, place, *modules.glob(files)))
+        change(f"ln --symbolic --target-directory={place} {modules}/{files}", functools.partial(link, files))
     write_file(site_packages(ENV) / "distribution.pth", f"{place}\n")
-
-
-def link(folder: Path, *files: Path) -> None:
-    """Links in a folder to these files."""
-    for file in files:
-        (folder / file.name).symlink_to(file)
 
 
 def make_folders(cfg: Settings) -> None:
@@ -2442,7 +2428,7 @@ def run(cfg: Settings, yes: str = "") -> None:
     if not (STATE / "run/up").exists():  # another call ended it: stop
         return
     with only_one("run"):
-        give_up()
+        remove(KEPT)
         terminate(cfg)
         clean(cfg)
 
@@ -2541,7 +2527,7 @@ def keep(cfg: Settings) -> None:
 
 def versions() -> str:
     """What the databases' tables depend on: the environment's lock file, and the tree's migrations."""
-    lock = (ENV / "made-from").read_text()[:64] if (ENV / "made-from").exists() else "none"
+    lock = text_of(ENV / "made-from")[:64] or "none"
     return hashlib.sha256(repr([lock, migrations()]).encode()).hexdigest()
 
 
@@ -2549,7 +2535,7 @@ def check_kept(cfg: Settings) -> Settings:
     """The settings of the cloud that start finds, whose machine and versions are still those that it was made with."""
     if not is_kept():
         raise Failure(f"no whole cloud in {cfg.DIR} to start", "make one: sudo python3 nova.py run_detached")
-    was = json.loads(KEPT.read_text())
+    was = kept(KEPT)
     name, elsewhere = socket.gethostname(), any(getattr(cfg, name) for name, _ in ELSEWHERE)
     refused = (
         (not (ENV / "made-from").exists(), "its tree has no environment yet: install first"),
@@ -2566,11 +2552,6 @@ def check_kept(cfg: Settings) -> Settings:
 def is_kept() -> bool:
     """Is there a whole cloud, up or not?"""
     return KEPT.exists() and KEPT not in GONE
-
-
-def give_up() -> None:
-    """From now on there is nothing to start."""
-    remove(KEPT)
 
 
 def tell_what_goes(cfg: Settings, yes: str) -> None:
@@ -3060,7 +3041,7 @@ def iso(seconds: float) -> str:
 def window_state(service: Service, ours: set[int]) -> dict[str, Any]:
     """Since when the service of a window runs, how often it was started again, and the memory (PSS) of its processes."""
     path = STATE / f"run/{service.window}"
-    deaths = died.read_text().splitlines() if (died := path.with_suffix(".died")).exists() else []
+    deaths = lines_of(path.with_suffix(".died"))
     state: dict[str, Any] = {"window": service.window, "running_since": None, "restarts": len(deaths), "memory": 0}
     with contextlib.suppress(OSError, ValueError, psutil.Error, StopIteration):
         keeper = psutil.Process(int(path.with_suffix(".pid").read_text()))
@@ -3273,7 +3254,7 @@ def scrub(cfg: Settings, yes: str = "") -> None:
     tell_what_goes(cfg, yes)
     with step("Remove bridges, rules and domains"):
         take_down(cfg)
-        give_up()
+        remove(KEPT)
         remove_traces()
 
 
@@ -3445,8 +3426,8 @@ def main(arguments: list[str]) -> int:
     rest = [word for word in rest if word not in options]
     most = {"branch": 2, "settings": 0}.get(verb, 1)
     try:
-        if len(rest) > most or any(r.startswith("-") for r in rest):
-            raise Failure(f"{verb} does not take {' '.join(rest)}; see: python3 nova.py --help", code=2)
+        strange = len(rest) > most or any(word.startswith("-") for word in rest)
+        refuse_if(strange, f"{verb} does not take {' '.join(rest)}; see: python3 nova.py --help")
         folder = rest[most - 1] if len(rest) == most and most else "nova"
         cfg = settings_of_run(folder) if verb in OF_A_CLOUD else settings_from(dict(os.environ), folder)
         cfg = prompted(cfg, verb) if "-p" in arguments and not DRY_RUN else cfg
