@@ -719,11 +719,7 @@ def step(what: str) -> Iterator[None]:
 
 def in_parallel(*functions: Callable[[], Any]) -> None:
     """Call all of them at once and wait for all; the first failure is raised."""
-    if DRY_RUN:
-        for function in functions:
-            function()
-        return
-    with concurrent.futures.ThreadPoolExecutor(len(functions)) as pool:
+    with concurrent.futures.ThreadPoolExecutor(1 if DRY_RUN else len(functions)) as pool:  # one: said in their order
         for done in [pool.submit(f) for f in functions]:
             done.result()
 
@@ -1084,20 +1080,16 @@ def processes() -> list[psutil.Process]:
     """
     mine, ours = {os.getpid(), *(p.pid for p in psutil.Process().parents())}, cloud_of("self")
     found = [p for p in psutil.process_iter() if ours and p.pid not in mine and cloud_of(p.pid) == ours]
-    inside = containers()
-    found += [p for p in (psutil.process_iter() if inside else ()) if container_of(p.pid) in inside]
+    marks = [f"LIBVIRT_LXC_UUID={each}" for each in containers()]
+    for process in psutil.process_iter() if marks else ():
+        told = text_of(f"/proc/{process.pid}/environ")
+        found += [process for mark in marks if mark in told]
     return sorted(found, key=lambda p: p.pid)
 
 
 def containers() -> list[str]:
     """The ids of the instances that are containers, as our libvirt has them."""
     return re.findall("<uuid>(.*)</uuid>", "".join(path.read_text() for path in STATE.glob("libvirt/etc/lxc/*.xml")))
-
-
-def container_of(process: int) -> str:
-    """The id of the instance whose container a process is in; "" where it is in none."""
-    found = re.search("LIBVIRT_LXC_UUID=([0-9a-f-]{36})", text_of(f"/proc/{process}/environ"))
-    return found[1] if found else ""
 
 
 def end_processes(those: list[psutil.Process], seconds: float) -> None:
@@ -1379,20 +1371,18 @@ def other_folders(cfg: Settings) -> list[str]:
 
 def note_brought(coming: Sequence[str] = ()) -> None:
     """Packages are coming, or have come: with what. Now there may be programs that show what was not seen before."""
-    if DRY_RUN:
-        return print(f"# note in {BROUGHT} what comes with these packages")
-    was, now, brought, before = kept(INSTALLING), look_at_machine(OF_PACKAGES), kept(BROUGHT), kept(BEFORE)
-    new = {what: list(coming) if what == "packages" else sorted((now[what] or {}).keys() - was[what]) for what in OF_PACKAGES}
-    if (dpkgs := Path("/var/log/dpkg.log")).exists():  # a call that was cut off: what is younger is not of packages
-        for what in ("files", "folders"):
-            new[what] = [name for name in new[what] if Path(name).lstat().st_ctime <= dpkgs.stat().st_mtime + 1]
-    for what in ("users", "groups"):  # no people
-        new[what] = [name for name in new[what] if int((now[what] or {})[name].split(":")[2]) < 1000]
-    brought = {what: sorted({*brought.get(what, ()), *new[what]}) for what in OF_PACKAGES}
-    unseen = [what for what in LOOKS if before.get(what) is None]
 
     def note() -> None:
+        was, now, brought, before = kept(INSTALLING), look_at_machine(OF_PACKAGES), kept(BROUGHT), kept(BEFORE)
+        new = {what: sorted((now[what] or {}).keys() - was[what]) for what in OF_PACKAGES} | {"packages": [*coming]}
+        if (dpkgs := Path("/var/log/dpkg.log")).exists():  # a call that was cut off: what is younger is not of packages
+            for what in ("files", "folders"):
+                new[what] = [name for name in new[what] if Path(name).lstat().st_ctime <= dpkgs.stat().st_mtime + 1]
+        for what in ("users", "groups"):  # no people
+            new[what] = [name for name in new[what] if int((now[what] or {})[name].split(":")[2]) < 1000]
+        brought = {what: sorted({*brought.get(what, ()), *new[what]}) for what in OF_PACKAGES}
         put_file(BROUGHT, json.dumps(brought), 0o600, ROOT)
+        unseen = [what for what in LOOKS if before.get(what) is None]
         put_file(BEFORE, json.dumps({**before, **look_at_machine(unseen)}), 0o600, ROOT)
 
     change(f"# note in {BROUGHT} what comes with these packages", note)
@@ -1680,10 +1670,7 @@ def check_machine(cfg: Settings) -> None:
         raise Failure("no /dev/net/tun: instances could not be wired", "in a container: pass that device in")
     for setting, device, why in NEEDED:
         refuse_if(asked_for(cfg, setting) and not Path(device).exists(), f"{told(cfg, setting)}: no {device}, and {why}")
-    if cfg.LIBVIRT_TYPE == "kvm":
-        check_kvm()
-    if cfg.LIBVIRT_TYPE == "lxc":
-        check_control_groups()
+    check_virtualization(cfg.LIBVIRT_TYPE)
     if (free := psutil.virtual_memory().available) < 3 << 30:
         raise Failure(f"{free / 2**30:.1f} GiB of memory free, and a cloud needs 3", "end other programs first")
     needed = 1 if (cfg.DIR / "state/env/made-from").exists() else 4
@@ -1721,19 +1708,16 @@ def check_attributes(place: Path) -> None:
         raise Failure(f"USE_SWIFT=1: {why}", code=2) from None
 
 
-def check_kvm() -> None:
-    """KVM runs a guest here; that the device is there proves nothing."""
-    probe = ("timeout", "--signal=KILL", 5, sys.executable, HERE / "conf/kvm-probe.py")
-    if (said := ask(*probe, ok=(0, 1), default="a guest that needs a tenth of a second has not ended after five")) != "it ran":
-        raise Failure(f"LIBVIRT_TYPE=kvm: /dev/kvm is there but does not work ({said})", "use qemu", code=2)
-
-
-def check_control_groups() -> None:
-    """This kernel has those that libvirt's containers are put into."""
-    known = text_of("/proc/cgroups")
-    if not has_cgroup2() and not all(re.search(rf"^{name}\t[1-9]", known, re.M) for name in CONTROLLERS):
-        why = f"no control groups {', '.join(CONTROLLERS)}, and libvirt puts containers there"
-        raise Failure(f"LIBVIRT_TYPE=lxc: {why}", "use qemu", code=2)
+def check_virtualization(kind: str) -> None:
+    """KVM runs a guest here: that the device is there proves nothing; the kernel has what libvirt puts containers into."""
+    if kind == "kvm":
+        probe = ("timeout", "--signal=KILL", 5, sys.executable, HERE / "conf/kvm-probe.py")
+        said = ask(*probe, ok=(0, 1), default="a guest that needs a tenth of a second has not ended after five")
+        refuse_if(said != "it ran", f"LIBVIRT_TYPE=kvm: /dev/kvm is there but does not work ({said})", "use qemu")
+    if kind == "lxc" and not has_cgroup2():
+        known, why = text_of("/proc/cgroups"), f"no control groups {', '.join(CONTROLLERS)}, and libvirt puts containers there"
+        there = all(re.search(rf"^{name}\t[1-9]", known, re.M) for name in CONTROLLERS)
+        refuse_if(not there, f"LIBVIRT_TYPE=lxc: {why}", "use qemu")
 
 
 def check_ports(cfg: Settings) -> None:
@@ -1987,19 +1971,13 @@ APT_CONFIG = STATE / "cache/apt/conf"
 QUIET = {"DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_SUSPEND": "1"}
 
 
-def own_apt() -> None:
-    """apt's lists and downloads are in DIR, the lists as the machine has them to begin with: conf/apt.conf.tmpl."""
-    if not APT_CONFIG.exists():
-        lists = APT_CONFIG.parent / "lists"
-        do("mkdir", "--parents", APT_CONFIG.parent / "archives/partial")
-        do("cp", "--archive", "--reflink=auto", "--no-target-directory", "/var/lib/apt/lists", lists)
-        write_file(APT_CONFIG, string.Template((HERE / "conf/apt.conf.tmpl").read_text()).substitute(PATHS))
-
-
 def install_packages(names: set[str]) -> None:
     """One apt transaction for what is missing; services that packages bring do not start, now or at the next boot."""
-    own_apt()
-    missing = sorted(names - installed_packages())
+    if not APT_CONFIG.exists():  # apt's lists and downloads are in DIR, the lists as the machine has them to begin with
+        do("mkdir", "--parents", APT_CONFIG.parent / "archives/partial")
+        do("cp", "--archive", "--reflink=auto", "--no-target-directory", "/var/lib/apt/lists", APT_CONFIG.parent / "lists")
+        write_file(APT_CONFIG, string.Template((HERE / "conf/apt.conf.tmpl").read_text()).substitute(PATHS))
+    missing = sorted(names - installed(package_states()))
     if not missing and not INSTALLING.exists():
         return
     apt = ("apt-get", "--config-file", APT_CONFIG)
@@ -2013,9 +1991,9 @@ def install_packages(names: set[str]) -> None:
         do(*apt, "-qq", *wanted, env=QUIET, hint=NETWORK)
 
 
-def installed_packages() -> set[str]:
-    """The names of the machine's packages."""
-    return {name for name, state in package_states().items() if state == "installed"}
+def installed(states: Seen) -> set[str]:
+    """The names of the packages that are there."""
+    return {name for name, state in states.items() if state == "installed"}
 
 
 def dpkg_is_free() -> bool:
@@ -2045,7 +2023,7 @@ def no_services() -> Iterator[None]:
         print("# disable each service that these packages bring:  deb-systemd-helper disable UNIT")
         return print(f"rm --recursive --force {POLICY}\nrm {INSTALLING}")
     note_brought()
-    new = installed_packages() - {name for name, state in kept(INSTALLING)["packages"].items() if state == "installed"}
+    new = installed(package_states()) - installed(kept(INSTALLING)["packages"])
     files = ask("dpkg-query", "--listfiles", *sorted(new)) if new else ""
     units = re.findall(r"/systemd/system/([^/\s]+)$", files, re.M)
     for unit in units:
@@ -2212,8 +2190,11 @@ def write_config(cfg: Settings) -> None:
         write_file(path, render((HERE / template).read_text(), cfg), mode, owner)
     write_file(CONF / "keep", (HERE / "conf/keep").read_bytes(), 0o755)
     if not cfg.USE_MYSQL:
-        for place in {ENV, *(place for _, place in rows(cfg, GROUPS))}:
-            install_plugin(site_packages(place))
+        # The SQLAlchemy plugin of DATABASE_URLS becomes a package of OpenStack's environment; why: conf/sqlite.
+        for site in {site_packages(place) for place in (ENV, *(place for _, place in rows(cfg, GROUPS)))}:
+            for name in ("nova_py_sqlite.py", "nova_py_sqlite-1.dist-info/entry_points.txt"):
+                make_folder((site / name).parent)
+                write_file(site / name, (HERE / "conf/sqlite" / name).read_bytes())
     if DRY_RUN:
         print(f". {HOME}/novarc  # for what openstack asks for below")
     for folder in ("fernet", "credential"):
@@ -2222,13 +2203,6 @@ def write_config(cfg: Settings) -> None:
                 path = STATE / f"keystone/{folder}/{name}"
                 key = b"@@(openssl rand -base64 32 | tr +/ -_)" if DRY_RUN else urlsafe_b64encode(secrets.token_bytes(32))
                 write_file(path, key, 0o600, USER)
-
-
-def install_plugin(site: Path) -> None:
-    """The SQLAlchemy plugin of DATABASE_URLS becomes a package of OpenStack's environment; why: conf/sqlite."""
-    for name in ("nova_py_sqlite.py", "nova_py_sqlite-1.dist-info/entry_points.txt"):
-        make_folder((site / name).parent)
-        write_file(site / name, (HERE / "conf/sqlite" / name).read_bytes())
 
 
 WRITTEN_INTO_DATABASES = (
@@ -2313,7 +2287,12 @@ def register_services(cfg: Settings) -> None:
             line = f"openstack endpoint create --region RegionOne {service.name} {interface} {shlex.quote(url)}"
             where = dict(service_id=service.id, interface=interface, url=url, region_id="RegionOne")
             api(cfg, line, "identity.create_endpoint", **where)
-    create_credential(cfg, json.dumps({"access": known["EC2_ACCESS_KEY"], "secret": known["EC2_SECRET_KEY"]}))
+    keys = json.dumps({"access": known["EC2_ACCESS_KEY"], "secret": known["EC2_SECRET_KEY"]})
+    line = "openstack credential create --type ec2 --project admin admin " + json.dumps(keys)
+    make = lambda: cloud(cfg).identity.create_credential(
+        type="ec2", blob=keys, user_id=cloud(cfg).current_user_id, project_id=cloud(cfg).current_project_id
+    )
+    change(line, make)
     if cfg.DIRECTORY:
         create(cfg, "identity", "domain", "ldap")
     cloud.cache_clear()  # its token names the catalog as it was
@@ -2323,17 +2302,6 @@ def add_role(cfg: Settings, role: Any, project: Any, kind: str, who: Any) -> Non
     """A user or a group has a role in a project."""
     line = f"openstack role add --{kind} {who.name} --project {project.name} {role.name}"
     api(cfg, line, f"identity.assign_project_role_to_{kind}", project, who, role)
-
-
-def create_credential(cfg: Settings, keys: str) -> None:
-    """admin's keys to S3 and EC2."""
-
-    def make() -> None:
-        whose = dict(user_id=cloud(cfg).current_user_id, project_id=cloud(cfg).current_project_id)
-        cloud(cfg).identity.create_credential(type="ec2", blob=keys, **whose)
-
-    quoted = keys.replace('"', r"\"")
-    change(f'openstack credential create --type ec2 --project admin admin "{quoted}"', make)
 
 
 def fill_database(cfg: Settings, names: tuple[str, ...], commands: tuple[str, ...]) -> None:
@@ -2859,21 +2827,16 @@ def create_subnet(cfg: Settings, network: Any, cidr: str, last: int, **more: obj
 
 def allow_ping_and_ssh(cfg: Settings) -> None:
     """Into every instance whose security group is the project's default one."""
-    rules: list[dict[str, object]] = [
-        {"ether_type": "IPv4", "protocol": "icmp"},
-        {"ether_type": "IPv6", "protocol": "ipv6-icmp"},
-    ]
-    rules += [{**rule, "protocol": "tcp", "port_range_min": 22, "port_range_max": 22} for rule in rules]
+    every, ssh = dict[str, int](), {"port_range_min": 22, "port_range_max": 22}
+    allowed = (("IPv4", "icmp", every), ("IPv6", "ipv6-icmp", every), ("IPv4", "tcp", ssh), ("IPv6", "tcp", ssh))
 
     def make() -> None:
         network, project = cloud(cfg).network, cloud(cfg).current_project_id
         own = dict(security_group_id=next(network.security_groups(name="default", project_id=project)).id, direction="ingress")
-        network.create_security_group_rules([{**own, **rule} for rule in rules])
+        network.create_security_group_rules([{**own, "ether_type": f, "protocol": p, **ports} for f, p, ports in allowed])
 
-    ports = {"tcp": " --dst-port 22"}
-    lines = [f"openstack security group rule create --ethertype {r['ether_type']} --protocol {r['protocol']}"
-             f"{ports.get(str(r['protocol']), '')} default" for r in rules]  # fmt: skip
-    change("\n".join(lines), make)
+    line = "openstack security group rule create --ethertype {} --protocol {}{} default"
+    change("\n".join(line.format(f, p, " --dst-port 22" if ports else "") for f, p, ports in allowed), make)
 
 
 def create_projects(cfg: Settings) -> None:
@@ -2908,10 +2871,7 @@ def upload_image(cfg: Settings) -> None:
 def wait_for_hosts(cfg: Settings) -> None:
     """Until an instance could be placed and wired."""
     room = "/resource_providers?resources=VCPU:1,MEMORY_MB:64,DISK_GB:1"
-
-    def placed() -> object:
-        return cloud(cfg).placement.get(room, microversion="1.17").json()["resource_providers"]
-
+    placed = lambda: cloud(cfg).placement.get(room, microversion="1.17").json()["resource_providers"]
     with step("Wait for the compute host"):
         wait_for("the compute host in a cell", lambda: list(cloud(cfg).compute.hypervisors()), 90)
         wait_for("the compute host in placement", placed, 60)
