@@ -104,7 +104,7 @@ def download(url: str, sha256: str = "") -> bytes:
     try:
         with urllib.request.urlopen(url, timeout=60) as answer:
             content: bytes = answer.read()
-    except (urllib.error.URLError, OSError) as error:
+    except OSError as error:
         raise Failure(f"cannot download {url}: {error}", NETWORK) from None
     if sha256 and hashlib.sha256(content).hexdigest() != sha256.removeprefix("sha256:"):
         raise Failure(f"{url} is not the file that was asked for (its SHA-256 differs)", "repeat; if it stays so, do not use it")
@@ -757,10 +757,10 @@ def hidden(text: str) -> str:
 GONE: set[Path] = set()  # what --dry-run has said that it is removed
 
 
-def make_folder(path: Path, mode: int = 0o755) -> None:
+def make_folder(path: Path) -> None:
     """A folder, with those on the way to it; one that is there stays as it is."""
     if not path.is_dir() or GONE & {path, *path.parents}:
-        change(f"mkdir --parents --mode={mode:o} {path}", lambda: path.mkdir(mode, parents=True, exist_ok=True))
+        change(f"mkdir --parents --mode=755 {path}", lambda: path.mkdir(0o755, parents=True, exist_ok=True))
 
 
 def remove(*paths: Path) -> None:
@@ -2197,12 +2197,10 @@ def write_config(cfg: Settings) -> None:
                 write_file(site / name, (HERE / "conf/sqlite" / name).read_bytes())
     if DRY_RUN:
         print(f". {HOME}/novarc  # for what openstack asks for below")
-    for folder in ("fernet", "credential"):
-        for name in ("0", "1"):
-            if not (STATE / f"keystone/{folder}/{name}").exists():
-                path = STATE / f"keystone/{folder}/{name}"
-                key = b"@@(openssl rand -base64 32 | tr +/ -_)" if DRY_RUN else urlsafe_b64encode(secrets.token_bytes(32))
-                write_file(path, key, 0o600, USER)
+    for name in ("fernet/0", "fernet/1", "credential/0", "credential/1"):
+        if not (path := STATE / "keystone" / name).exists():
+            key = b"@@(openssl rand -base64 32 | tr +/ -_)" if DRY_RUN else urlsafe_b64encode(secrets.token_bytes(32))
+            write_file(path, key, 0o600, USER)
 
 
 WRITTEN_INTO_DATABASES = (
@@ -2392,13 +2390,11 @@ def run(cfg: Settings, yes: str = "") -> None:
     if session(cfg):
         say(f"The cloud stays. To come back: sudo screen -x {cfg.SCREEN_NAME}")
         say("To end it: sudo python3 nova.py stop, which keeps it; or terminate, then clean")
-        return
-    if not (STATE / "run/up").exists():  # another call ended it: stop
-        return
-    with only_one("run"):
-        remove(KEPT)
-        terminate(cfg)
-        clean(cfg)
+    elif (STATE / "run/up").exists():  # else another call ended it: stop
+        with only_one("run"):
+            remove(KEPT)
+            terminate(cfg)
+            clean(cfg)
 
 
 def run_detached(cfg: Settings, yes: str = "") -> None:
@@ -2408,7 +2404,7 @@ def run_detached(cfg: Settings, yes: str = "") -> None:
     install(cfg, for_a_new_one=True)
     run_unit_tests(cfg)
     empty_databases(cfg)
-    make_volumes(cfg)
+    use_volumes(cfg)
     start_session(cfg)
     use_directory(cfg)
     create_bridges(cfg)
@@ -2582,28 +2578,21 @@ def empty_databases(cfg: Settings) -> None:
         create_switch("ovn/ovn-sb", "ovnsb")
 
 
-def make_volumes(cfg: Settings) -> None:
+def use_volumes(cfg: Settings) -> None:
     """A disk of VOLUMES_SIZE GiB for cinder, which bounds them: a file, and on it a volume group or a file system.
 
-    Such a mount, as every other of ours, ends with the cloud's last process, and its loop device with it.
+    A kept cloud has its own. Such a mount, as every other of ours, ends with the cloud's last process, and its loop device too.
     """
     if not asked_for(cfg, "VOLUMES_SIZE"):
         return
     disk, share = STATE / "volumes/disk", STATE / "volumes/local:/share"
-    with step("Make room for volumes"):
-        make_folder(share)
-        write_file(disk, "", 0o600)
-        do("truncate", f"--size={int(cfg.VOLUMES_SIZE) * 1025 + 64}M", disk)  # and what a file system needs for itself
-        if not cfg.VOLUMES_LVM:
-            do("mkfs.ext4", "-q", "-m", 0, "-O", "^has_journal,^resize_inode", "-T", "largefile4", disk)
-    use_volumes(cfg)
-
-
-def use_volumes(cfg: Settings) -> None:
-    """The disk for volumes is a volume group of this machine, or mounted: a new one, or a kept one again."""
-    if not asked_for(cfg, "VOLUMES_SIZE"):
-        return
-    disk, share = STATE / "volumes/disk", STATE / "volumes/local:/share"
+    if not is_kept():
+        with step("Make room for volumes"):
+            make_folder(share)
+            write_file(disk, "", 0o600)
+            do("truncate", f"--size={int(cfg.VOLUMES_SIZE) * 1025 + 64}M", disk)  # and what a file system needs for itself
+            if not cfg.VOLUMES_LVM:
+                do("mkfs.ext4", "-q", "-m", 0, "-O", "^has_journal,^resize_inode", "-T", "largefile4", disk)
     if cfg.VOLUMES_LVM:
         device = ask("losetup", "--find")
         record("losetup", "--detach", device)
@@ -2638,11 +2627,16 @@ def start_session(cfg: Settings) -> None:
             to_screen(cfg, "hardstatus", "alwayslastline", "%-w%{= BW}%50>%n* %t%{-}%+w%< %= %H")
         if cfg.LIBVIRT_TYPE == "lxc":
             record_groups()
-        for service in rows(cfg, SERVERS):
-            open_window(cfg, service)
-        for service in rows(cfg, SERVERS):
-            if service.window != "rabbit":  # it is slow, and nobody needs it before the workers
-                wait_for_service(cfg, service)
+        start_services(cfg, SERVERS)
+
+
+def start_services(cfg: Settings, table: tuple[Service, ...]) -> None:
+    """All at once, until they answer; but for rabbit: it is slow, and nobody needs it before the workers."""
+    for service in rows(cfg, table):
+        open_window(cfg, service)
+    for service in rows(cfg, table):
+        if service.window != "rabbit":
+            wait_for_service(cfg, service)
 
 
 def record_groups() -> None:
@@ -2758,10 +2752,7 @@ def has_kernel_datapath() -> bool:
 def start_control(cfg: Settings) -> None:
     """The APIs and what works for them."""
     with step("Start the APIs"):
-        for service in rows(cfg, CONTROL):
-            open_window(cfg, service)
-        for service in rows(cfg, CONTROL):
-            wait_for_service(cfg, service)
+        start_services(cfg, CONTROL)
         warm_keystone(cfg)
 
 
@@ -2774,8 +2765,7 @@ def start_workers(cfg: Settings) -> None:
     """What asks the others when it starts."""
     with step("Start scheduler, compute and network agents"):
         wait_for_service(cfg, SERVICES["rabbit"])
-        for service in rows(cfg, WORKERS):
-            open_window(cfg, service)
+        start_services(cfg, WORKERS)
 
 
 def create_flavors(cfg: Settings) -> None:
@@ -3345,8 +3335,7 @@ def compare(earlier: dict[str, Seen | None]) -> None:
         return earlier | {what: seen for what, seen in look_at_machine().items() if seen is not None}
 
     with step("Compare the machine with what it was"):
-        with contextlib.suppress(Failure):
-            wait_for("the machine as it was", lambda: not differences(kept(BEFORE), now()), 5)
+        forgiven(wait_for, "the machine as it was", lambda: not differences(kept(BEFORE), now()), 5)
         if different := differences(kept(BEFORE), now()):
             print(table(different))
             way = f"see to them and repeat; or, where all is well: rm -r {MACHINE}"
