@@ -844,17 +844,17 @@ def forgiven(function: Callable[..., Any], *arguments: Any, **options: Any) -> N
         log.info("forgiven: %s %s", failure, " | ".join(failure.tail))
 
 
-def wait_for(what: str, ready: Callable[[], object], seconds: float, service: Service | None = None, place: str = "") -> None:
-    """Look five times a second until `ready` is true, or somebody answers at `place`; the only place that sleeps.
+def wait_for(what: str, ready: Callable[[], object] | str, seconds: float, service: Service | None = None) -> None:
+    """Look five times a second until `ready` is true, or somebody answers there, where it is a place; nothing else sleeps.
 
     A probe may raise: its last error is told when the time is up. The death of `service` in its window ends the wait.
     """
     if DRY_RUN:
-        return print(f"until {looked_at(place)}; do sleep 0.2; done" if place else f"# wait for {what}")
+        return print(f"until {looked_at(ready)}; do sleep 0.2; done" if isinstance(ready, str) else f"# wait for {what}")
     began, last = time.monotonic(), "it never answered"
     while time.monotonic() < began + seconds:
         try:
-            if answers(place) if place else ready():
+            if answers(ready) if isinstance(ready, str) else ready():
                 log.debug("%s: ready after %.1f s", what, time.monotonic() - began)
                 return
         except Failure:
@@ -1169,7 +1169,7 @@ def looked_at(place: str) -> str:
 def wait_for_service(cfg: Settings, service: Service, seconds: float = 90) -> None:
     """Its window answers, where it has something to answer with; or a Failure that names it."""
     if place := render(service.answers, cfg):
-        wait_for(f"{service.window} ({place})", bool, seconds, service, place)
+        wait_for(f"{service.window} ({place})", place, seconds, service)
 
 
 @functools.cache
@@ -1240,6 +1240,11 @@ def delete(cfg: Settings, service: str, kind: str, resource: Any, **how: Any) ->
 def find(cfg: Settings, service: str, kind: str, name: str) -> Any:
     """The resource of this name, of those that a run begins with."""
     return named(name, None if DRY_RUN else attrgetter(f"{service}.find_{kind}")(cloud(cfg))(name))
+
+
+def those_of(cfg: Settings, call: str, **options: Any) -> list[Any]:
+    """What an API lists: `call` of its client, as compute.servers; nothing with --dry-run, which has no cloud to ask."""
+    return [] if DRY_RUN else list(attrgetter(call)(cloud(cfg))(**options))
 
 
 def named(name: str, resource: Any) -> Any:
@@ -2263,7 +2268,7 @@ def started(cfg: Settings, service: Service, *more: str) -> Iterator[None]:
             process.wait()
 
     try:
-        wait_for(service.window, bool, 60, place=render(service.answers, cfg))
+        wait_for(service.window, render(service.answers, cfg), 60)
         yield
     finally:
         change(f"kill ${service.window}; wait ${service.window} || true", end)
@@ -2753,12 +2758,8 @@ def start_control(cfg: Settings) -> None:
     """The APIs and what works for them."""
     with step("Start the APIs"):
         start_services(cfg, CONTROL)
-        warm_keystone(cfg)
-
-
-def warm_keystone(cfg: Settings) -> None:
-    """keystone reads its rules when they are first needed; where two ask at once, it refuses one (seen with 30.0.0)."""
-    DRY_RUN or list(cloud(cfg).identity.services())
+        # keystone reads its rules when they are first needed; where two ask at once, it refuses one (seen with 30.0.0).
+        those_of(cfg, "identity.services")
 
 
 def start_workers(cfg: Settings) -> None:
@@ -2800,9 +2801,9 @@ def route_private(cfg: Settings) -> None:
     """This machine knows the way to the instances' IPv6 addresses, which have no translation; it goes with br-ex."""
     if not cfg.USE_IPV6:
         return
-    router = None if DRY_RUN else next(cloud(cfg).network.routers(name="router"), None)
-    gateway: dict[str, Any] = (router and router.external_gateway_info) or {}  # a user may have deleted either
-    own = [each["ip_address"] for each in gateway.get("external_fixed_ips", ()) if ":" in each["ip_address"]]
+    gateways = [each.external_gateway_info or {} for each in those_of(cfg, "network.routers", name="router")[:1]]
+    places = [each["ip_address"] for gateway in gateways for each in gateway.get("external_fixed_ips", ())]
+    own = [place for place in places if ":" in place]  # none where a user deleted the router, or its way out
     for address in ["ADDRESS-OF-ROUTER"] if DRY_RUN else own:
         do_again("ip", "-6", "route", "replace", ranges_v6(cfg)[0], "via", address, "dev", "br-ex")
 
@@ -2834,8 +2835,7 @@ def create_projects(cfg: Settings) -> None:
     if cfg.DIRECTORY:
         with step("Create the projects of the directory's groups"):
             domain, member = find(cfg, "identity", "domain", "ldap"), find(cfg, "identity", "role", "member")
-            groups = [Unmade("EACH-GROUP")] if DRY_RUN else list(cloud(cfg).identity.groups(domain_id=domain.id))
-            for group in groups:
+            for group in [Unmade("EACH-GROUP")] if DRY_RUN else those_of(cfg, "identity.groups", domain_id=domain.id):
                 project = create(cfg, "identity", "project", group.name, domain_id=domain.id)
                 add_role(cfg, member, project, "group", group)
 
@@ -2873,13 +2873,13 @@ def wait_for_hosts(cfg: Settings) -> None:
 
 def servers_that_ran(cfg: Settings) -> list[Any]:
     """The instances that have to run: those that nova believes do, but for one that is being deleted."""
-    servers = [] if DRY_RUN else cloud(cfg).compute.servers(all_projects=True)
+    servers = those_of(cfg, "compute.servers", all_projects=True)
     return [each for each in servers if each.status == "ACTIVE" and not each.task_state]
 
 
 def compute_reports(cfg: Settings) -> list[str]:
     """When nova-compute told last that it is well: for the first time once it has gone through all of its instances."""
-    return [str(each.updated_at) for each in ([] if DRY_RUN else cloud(cfg).compute.services(binary="nova-compute"))]
+    return [str(each.updated_at) for each in those_of(cfg, "compute.services", binary="nova-compute")]
 
 
 def running_guests(cfg: Settings) -> set[str]:
