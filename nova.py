@@ -214,9 +214,14 @@ from rich.console import Console  # noqa: E402
 # ---- Settings: nova.sh's environment variables, name, default and meaning side by side ----
 
 
-def setting(default: Any, meaning: str) -> Any:
+def setting(default: Any, meaning: str, *choices: str) -> Any:
     """One row of the table below: its environment variable is its name."""
-    return field(default=default, metadata={"meaning": meaning})
+    return field(default=default, metadata={"meaning": meaning, "choices": choices})
+
+
+def secret(meaning: str) -> Any:
+    """One that is given, prompted for (-p) or generated; kept in passwords.json and KEPT alone."""
+    return field(default="", metadata={"meaning": f"{meaning}; generated when empty", "secret": True})
 
 
 # fmt: off
@@ -228,13 +233,13 @@ class Settings:
     SCREEN_NAME: str       = setting("nova",       "name of the screen session")
     SCREEN_STATUS: bool    = setting(True,         "1: a status line that names the windows")
     USE_MYSQL: bool        = setting(True,         "1: a private MariaDB; 0: SQLite, but for neutron")
-    MYSQL_PASS: str        = setting("",           "password of that MariaDB; generated when empty")
-    ADMIN_PASSWORD: str    = setting("",           "password of the cloud's user admin; generated when empty")
-    SERVICE_PASSWORD: str  = setting("",           "password of the services' users; generated when empty")
-    RABBIT_PASS: str       = setting("",           "password of the services at RabbitMQ; generated when empty")
-    METADATA_SECRET: str   = setting("",           "what neutron's metadata agent shows to nova; generated when empty")
-    EC2_ACCESS_KEY: str    = setting("",           "admin's key to S3 and EC2; generated when empty")
-    EC2_SECRET_KEY: str    = setting("",           "what belongs to that key; generated when empty")
+    MYSQL_PASS: str        = secret("password of that MariaDB")
+    ADMIN_PASSWORD: str    = secret("password of the cloud's user admin")
+    SERVICE_PASSWORD: str  = secret("password of the services' users")
+    RABBIT_PASS: str       = secret("password of the services at RabbitMQ")
+    METADATA_SECRET: str   = secret("what neutron's metadata agent shows to nova")
+    EC2_ACCESS_KEY: str    = secret("admin's key to S3 and EC2")
+    EC2_SECRET_KEY: str    = secret("what belongs to that key")
     INTERFACE: str         = setting("",           "interface to the outside; the one of the default route when empty")
     HOST_IP: str           = setting("",           "address of the APIs; the address of INTERFACE when empty")
     FLOATING_RANGE: str    = setting("10.6.0.0/27", "floating addresses; the first is this machine's own")
@@ -242,13 +247,14 @@ class Settings:
     FIXED_RANGE_V6: str    = setting("fd6e:6f76:6170::/48", "IPv6 addresses; its first /64 is the network private's")
     INSTANCES_PATH: str    = setting("",           "where instances' disks are; DIR/instances when empty")
     LOCK_PATH: str         = setting("",           "where services keep their locks; DIR/state/locks when empty")
-    LIBVIRT_TYPE: str      = setting("qemu",       "qemu; or kvm; or lxc: containers")
-    NET_MAN: str           = setting("VlanManager", "a VLAN a project; or FlatDHCPManager; or FlatManager: no DHCP")
+    LIBVIRT_TYPE: str      = setting("qemu",       "qemu; or kvm; or lxc: containers", "qemu", "kvm", "lxc", "uml")
+    NET_MAN: str           = setting("VlanManager", "a VLAN a project; or FlatDHCPManager; or FlatManager: no DHCP",
+                                     "VlanManager", "FlatDHCPManager", "FlatManager")
     FLAT_INTERFACE: str    = setting("",           "spare interface that joins the bridge br100")
     VOLUMES_SIZE: str      = setting("0",          "GiB for volumes; 0: no volumes")
     CONSOLES: bool         = setting(False,        "1: instances' consoles in the browser and by websocket")
     IMAGE: str             = setting("",           "path or URL of an image (qcow2 or raw) to add")
-    TEST: str              = setting("0",          "1: run a part of nova's unit tests first; all: all of them")
+    TEST: str              = setting("0",          "1: run a part of nova's unit tests first; all: all of them", "0", "1", "all")
     USE_IPV6: bool         = setting(False,        "1: IPv6 beside IPv4")
     USE_SWIFT: bool        = setting(False,        "1: object storage: swift, with S3 on port 3333")
     USE_EC2: bool          = setting(False,        "1: the EC2 API on port 8773; it needs volumes")
@@ -257,8 +263,8 @@ class Settings:
     OPENDJ_PACKAGE: str    = setting("",           "path of OpenDJ's .zip or .deb")
     LDAP_URL: str          = setting("",           "a directory that is there already: ldap://HOST[:PORT] or ldaps://...")
     LDAP_TREE: str         = setting("dc=nova,dc=sh", "what users are below in the directory")
-    LDAP_PASSWORD: str     = setting("",           "password of cn=admin,LDAP_TREE; generated when empty")
-    DEMO_PASSWORD: str     = setting("",           "password of the directory's user demo; generated when empty")
+    LDAP_PASSWORD: str     = secret("password of cn=admin,LDAP_TREE")
+    DEMO_PASSWORD: str     = secret("password of the directory's user demo")
 
     @property
     def VOLUMES_LVM(self) -> bool:
@@ -286,16 +292,8 @@ NEEDED = (
     ("LIBVIRT_TYPE=lxc", "/dev/loop-control",   "a container's root is mounted from a file; use qemu"),
     ("VOLUMES_SIZE",     "/dev/loop-control",   "a file as a disk is what bounds volumes"),
 )
-# Given, prompted for (-p) or generated; kept in passwords.json and KEPT alone.
-SECRETS = (
-    "MYSQL_PASS", "ADMIN_PASSWORD", "SERVICE_PASSWORD", "RABBIT_PASS", "METADATA_SECRET", "EC2_ACCESS_KEY", "EC2_SECRET_KEY",
-    "LDAP_PASSWORD", "DEMO_PASSWORD",
-)
-CHOICES = {
-    "LIBVIRT_TYPE": ("qemu", "kvm", "lxc", "uml"),
-    "NET_MAN": ("VlanManager", "FlatDHCPManager", "FlatManager"),
-    "TEST": ("0", "1", "all"),
-}
+SECRETS = tuple(row.name for row in fields(Settings) if "secret" in row.metadata)
+CHOICES = {row.name: row.metadata["choices"] for row in fields(Settings) if row.metadata.get("choices")}
 
 # ---- Tables: users, ports, paths ----
 
@@ -1465,10 +1463,9 @@ WORDS = (
     ("DIR",            r"/[\w./-]*",                  "letters, digits, . _ - and / only; services would trip over others"),
     *((secret,         r"([A-Za-z0-9_.~-]{8,72})?",   "8 to 72 of A-Z a-z 0-9 _ . ~ -, since it stands in URLs and files")
       for secret in SECRETS),
-    ("INSTANCES_PATH", r"(/[\w./-]+)?",               "an absolute path of letters, digits, . _ - and /"),
-    ("LOCK_PATH",      r"(/[\w./-]+)?",               "an absolute path of letters, digits, . _ - and /"),
+    *((place,          r"(/[\w./-]+)?",               "an absolute path of letters, digits, . _ - and /")
+      for place in ("INSTANCES_PATH", "LOCK_PATH", "OPENDJ_PACKAGE")),
     ("VOLUMES_SIZE",   r"0|[1-9][0-9]{0,3}",          "how many GiB, 9999 at most, or 0"),
-    ("OPENDJ_PACKAGE", r"(/[\w./-]+)?",               "an absolute path of letters, digits, . _ - and /"),
     ("LDAP_URL",       r"(ldaps?://[\w.-]+(:(6[0-4]\d{3}|[1-5]?\d{1,4}))?/?)?", "it looks like ldap://HOST or ldaps://HOST:PORT"),
     ("LDAP_TREE",      r"(dc|o)=[\w-]+(,[a-z]+=[\w-]+)*", "it looks like dc=nova,dc=sh, or like o=nova"),
 )  # fmt: skip
@@ -1481,7 +1478,8 @@ def check_words(cfg: Settings) -> None:
             shown = name if name in SECRETS else f"{name}={getattr(cfg, name)}"
             raise Failure(f"{shown}: {words}", code=2)
     there = netifaces.interfaces()
-    refuse_if(cfg.INTERFACE and cfg.INTERFACE not in there, f"INTERFACE={cfg.INTERFACE}: this machine has {', '.join(there)}")
+    for name, value in (("INTERFACE", cfg.INTERFACE), ("FLAT_INTERFACE", cfg.FLAT_INTERFACE)):
+        refuse_if(value and value not in there, f"{name}={value}: this machine has {', '.join(there)}")
 
 
 def prompted(cfg: Settings, verb: str) -> Settings:
@@ -1613,9 +1611,7 @@ def check_ipv6(cfg: Settings) -> None:
 
 
 def check_flat_interface(name: str) -> None:
-    """FLAT_INTERFACE is there and idle: in a bridge it cannot serve this machine any more."""
-    there = netifaces.interfaces()
-    refuse_if(name not in there, f"FLAT_INTERFACE={name}: this machine has {', '.join(there)}")
+    """FLAT_INTERFACE is idle: in a bridge it cannot serve this machine any more."""
     ways: list[tuple[Any, str]] = [*routes(), *routes6()]
     outward = [interface for route, interface in ways if not route.prefixlen]
     refuse_if(name in outward, f"FLAT_INTERFACE={name}: it carries the default route")
@@ -3171,8 +3167,8 @@ def clean(cfg: Settings) -> None:
 
 def end_windows(services: tuple[Service, ...], seconds: float) -> None:
     """End what runs in the windows of these services."""
-    files = [path for service in services if (path := STATE / f"run/{service.window}.pid").exists()]
-    keepers = {int(number) for path in files if (number := path.read_text().strip())}  # none where the disk was full
+    files = [STATE / f"run/{service.window}.pid" for service in services]
+    keepers = {int(number) for path in files if (number := text_of(path).strip())}  # none where the disk was full
     remove(*files)  # no keep follows one that is killed: conf/window.tmpl
     end_processes([p for p in processes() if p.pid in keepers], seconds)
 
@@ -3228,9 +3224,8 @@ def remove_traces() -> None:
         address = (device / "address").read_text() if (device / "tun_flags").exists() else ""
         if address[2:].startswith(str(PATHS["MAC_PREFIX"])[2:]):
             forgiven(do, "ip", "link", "delete", device.name)
-    if is_kept():
-        return
-    remove(STATE / "record", *STATE.glob("libvirt/etc/qemu/*.xml"), *STATE.glob("libvirt/etc/lxc/*.xml"))
+    if not is_kept():
+        remove(STATE / "record", *STATE.glob("libvirt/etc/qemu/*.xml"), *STATE.glob("libvirt/etc/lxc/*.xml"))
 
 
 # ---- uninstall ----
