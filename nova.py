@@ -221,7 +221,7 @@ def setting(default: Any, meaning: str, *choices: str) -> Any:
 
 def secret(meaning: str) -> Any:
     """One that is given, prompted for (-p) or generated; kept in passwords.json and KEPT alone."""
-    return field(default="", metadata={"meaning": f"{meaning}; generated when empty", "secret": True})
+    return field(default="", metadata={"meaning": f"{meaning}; generated when empty", "generated": True})
 
 
 # fmt: off
@@ -292,7 +292,7 @@ NEEDED = (
     ("LIBVIRT_TYPE=lxc", "/dev/loop-control",   "a container's root is mounted from a file; use qemu"),
     ("VOLUMES_SIZE",     "/dev/loop-control",   "a file as a disk is what bounds volumes"),
 )
-SECRETS = tuple(row.name for row in fields(Settings) if "secret" in row.metadata)
+SECRETS = tuple(row.name for row in fields(Settings) if "generated" in row.metadata)
 CHOICES = {row.name: row.metadata["choices"] for row in fields(Settings) if row.metadata.get("choices")}
 
 # ---- Tables: users, ports, paths ----
@@ -977,7 +977,7 @@ def boot() -> str:
 
 def recorded(path: Path | None = None) -> list[str]:
     """The lines of a record that are whole and still mean what they meant."""
-    lines = text_of(path or STATE / "record").split("\n")
+    lines = path.read_text(errors="replace").split("\n") if (path := path or STATE / "record").exists() else []
     sums = {line: line.rpartition("  # ") for line in lines if line}
     return [line for line in lines if line and sums[line][2] in (checksum(sums[line][0], each) for each in ("", boot()))]
 
@@ -1866,7 +1866,7 @@ def released(version: str) -> Path:
 
 def check_tree(fresh: Path, word: str) -> None:
     """It is a nova that can run here, and has no file where nova.py keeps its own."""
-    setup = "".join(text_of(fresh / name) for name in ("setup.cfg", "pyproject.toml"))
+    setup = "".join(path.read_text() for name in ("setup.cfg", "pyproject.toml") if (path := fresh / name).is_file())
     is_nova = re.search(r'^name *= *"?nova"?$', setup, re.M)
     refuse_if(not is_nova, f"SOURCE {word}: no nova in it (its setup.cfg does not say so)")
     module = "nova/wsgi/osapi_compute.py"
