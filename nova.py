@@ -104,7 +104,7 @@ def download(url: str, sha256: str = "") -> bytes:
     try:
         with urllib.request.urlopen(url, timeout=60) as answer:
             content: bytes = answer.read()
-    except (urllib.error.URLError, OSError) as error:
+    except OSError as error:
         raise Failure(f"cannot download {url}: {error}", NETWORK) from None
     if sha256 and hashlib.sha256(content).hexdigest() != sha256.removeprefix("sha256:"):
         raise Failure(f"{url} is not the file that was asked for (its SHA-256 differs)", "repeat; if it stays so, do not use it")
@@ -214,9 +214,14 @@ from rich.console import Console  # noqa: E402
 # ---- Settings: nova.sh's environment variables, name, default and meaning side by side ----
 
 
-def setting(default: Any, meaning: str) -> Any:
+def setting(default: Any, meaning: str, *choices: str) -> Any:
     """One row of the table below: its environment variable is its name."""
-    return field(default=default, metadata={"meaning": meaning})
+    return field(default=default, metadata={"meaning": meaning, "choices": choices})
+
+
+def secret(meaning: str) -> Any:
+    """One that is given, prompted for (-p) or generated; kept in passwords.json and KEPT alone."""
+    return field(default="", metadata={"meaning": f"{meaning}; generated when empty", "generated": True})
 
 
 # fmt: off
@@ -228,13 +233,13 @@ class Settings:
     SCREEN_NAME: str       = setting("nova",       "name of the screen session")
     SCREEN_STATUS: bool    = setting(True,         "1: a status line that names the windows")
     USE_MYSQL: bool        = setting(True,         "1: a private MariaDB; 0: SQLite, but for neutron")
-    MYSQL_PASS: str        = setting("",           "password of that MariaDB; generated when empty")
-    ADMIN_PASSWORD: str    = setting("",           "password of the cloud's user admin; generated when empty")
-    SERVICE_PASSWORD: str  = setting("",           "password of the services' users; generated when empty")
-    RABBIT_PASS: str       = setting("",           "password of the services at RabbitMQ; generated when empty")
-    METADATA_SECRET: str   = setting("",           "what neutron's metadata agent shows to nova; generated when empty")
-    EC2_ACCESS_KEY: str    = setting("",           "admin's key to S3 and EC2; generated when empty")
-    EC2_SECRET_KEY: str    = setting("",           "what belongs to that key; generated when empty")
+    MYSQL_PASS: str        = secret("password of that MariaDB")
+    ADMIN_PASSWORD: str    = secret("password of the cloud's user admin")
+    SERVICE_PASSWORD: str  = secret("password of the services' users")
+    RABBIT_PASS: str       = secret("password of the services at RabbitMQ")
+    METADATA_SECRET: str   = secret("what neutron's metadata agent shows to nova")
+    EC2_ACCESS_KEY: str    = secret("admin's key to S3 and EC2")
+    EC2_SECRET_KEY: str    = secret("what belongs to that key")
     INTERFACE: str         = setting("",           "interface to the outside; the one of the default route when empty")
     HOST_IP: str           = setting("",           "address of the APIs; the address of INTERFACE when empty")
     FLOATING_RANGE: str    = setting("10.6.0.0/27", "floating addresses; the first is this machine's own")
@@ -242,13 +247,14 @@ class Settings:
     FIXED_RANGE_V6: str    = setting("fd6e:6f76:6170::/48", "IPv6 addresses; its first /64 is the network private's")
     INSTANCES_PATH: str    = setting("",           "where instances' disks are; DIR/instances when empty")
     LOCK_PATH: str         = setting("",           "where services keep their locks; DIR/state/locks when empty")
-    LIBVIRT_TYPE: str      = setting("qemu",       "qemu; or kvm; or lxc: containers")
-    NET_MAN: str           = setting("VlanManager", "a VLAN a project; or FlatDHCPManager; or FlatManager: no DHCP")
+    LIBVIRT_TYPE: str      = setting("qemu",       "qemu; or kvm; or lxc: containers", "qemu", "kvm", "lxc", "uml")
+    NET_MAN: str           = setting("VlanManager", "a VLAN a project; or FlatDHCPManager; or FlatManager: no DHCP",
+                                     "VlanManager", "FlatDHCPManager", "FlatManager")
     FLAT_INTERFACE: str    = setting("",           "spare interface that joins the bridge br100")
     VOLUMES_SIZE: str      = setting("0",          "GiB for volumes; 0: no volumes")
     CONSOLES: bool         = setting(False,        "1: instances' consoles in the browser and by websocket")
     IMAGE: str             = setting("",           "path or URL of an image (qcow2 or raw) to add")
-    TEST: str              = setting("0",          "1: run a part of nova's unit tests first; all: all of them")
+    TEST: str              = setting("0",          "1: run a part of nova's unit tests first; all: all of them", "0", "1", "all")
     USE_IPV6: bool         = setting(False,        "1: IPv6 beside IPv4")
     USE_SWIFT: bool        = setting(False,        "1: object storage: swift, with S3 on port 3333")
     USE_EC2: bool          = setting(False,        "1: the EC2 API on port 8773; it needs volumes")
@@ -257,8 +263,8 @@ class Settings:
     OPENDJ_PACKAGE: str    = setting("",           "path of OpenDJ's .zip or .deb")
     LDAP_URL: str          = setting("",           "a directory that is there already: ldap://HOST[:PORT] or ldaps://...")
     LDAP_TREE: str         = setting("dc=nova,dc=sh", "what users are below in the directory")
-    LDAP_PASSWORD: str     = setting("",           "password of cn=admin,LDAP_TREE; generated when empty")
-    DEMO_PASSWORD: str     = setting("",           "password of the directory's user demo; generated when empty")
+    LDAP_PASSWORD: str     = secret("password of cn=admin,LDAP_TREE")
+    DEMO_PASSWORD: str     = secret("password of the directory's user demo")
 
     @property
     def VOLUMES_LVM(self) -> bool:
@@ -286,16 +292,8 @@ NEEDED = (
     ("LIBVIRT_TYPE=lxc", "/dev/loop-control",   "a container's root is mounted from a file; use qemu"),
     ("VOLUMES_SIZE",     "/dev/loop-control",   "a file as a disk is what bounds volumes"),
 )
-# Given, prompted for (-p) or generated; kept in passwords.json and KEPT alone.
-SECRETS = (
-    "MYSQL_PASS", "ADMIN_PASSWORD", "SERVICE_PASSWORD", "RABBIT_PASS", "METADATA_SECRET", "EC2_ACCESS_KEY", "EC2_SECRET_KEY",
-    "LDAP_PASSWORD", "DEMO_PASSWORD",
-)
-CHOICES = {
-    "LIBVIRT_TYPE": ("qemu", "kvm", "lxc", "uml"),
-    "NET_MAN": ("VlanManager", "FlatDHCPManager", "FlatManager"),
-    "TEST": ("0", "1", "all"),
-}
+SECRETS = tuple(row.name for row in fields(Settings) if "generated" in row.metadata)
+CHOICES = {row.name: row.metadata["choices"] for row in fields(Settings) if row.metadata.get("choices")}
 
 # ---- Tables: users, ports, paths ----
 
@@ -720,11 +718,7 @@ def step(what: str) -> Iterator[None]:
 
 def in_parallel(*functions: Callable[[], Any]) -> None:
     """Call all of them at once and wait for all; the first failure is raised."""
-    if DRY_RUN:
-        for function in functions:
-            function()
-        return
-    with concurrent.futures.ThreadPoolExecutor(len(functions)) as pool:
+    with concurrent.futures.ThreadPoolExecutor(1 if DRY_RUN else len(functions)) as pool:  # one: said in their order
         for done in [pool.submit(f) for f in functions]:
             done.result()
 
@@ -763,23 +757,23 @@ def hidden(text: str) -> str:
 GONE: set[Path] = set()  # what --dry-run has said that it is removed
 
 
-def make_folder(path: Path, mode: int = 0o755) -> None:
+def make_folder(path: Path) -> None:
     """A folder, with those on the way to it; one that is there stays as it is."""
     if not path.is_dir() or GONE & {path, *path.parents}:
-        change(f"mkdir --parents --mode={mode:o} {path}", lambda: path.mkdir(mode, parents=True, exist_ok=True))
+        change(f"mkdir --parents --mode=755 {path}", lambda: path.mkdir(0o755, parents=True, exist_ok=True))
 
 
 def remove(*paths: Path) -> None:
     """Files, links and folders, with all that is in them; those that are there."""
     if there := [path for path in paths if os.path.lexists(path) and path not in GONE]:
         GONE.update(there if DRY_RUN else ())
-        change(shlex.join(["rm", "--recursive", "--force", *map(str, there)]), functools.partial(unlink, *there))
+        change(shlex.join(["rm", "--recursive", "--force", *map(str, there)]), lambda: unlink(*there))
 
 
 def unlink(*paths: Path) -> None:
-    """Remove files and folders for `remove`."""
+    """What rm --recursive --force does."""
     for path in paths:
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
 def move(old: Path, new: Path) -> None:
@@ -850,24 +844,24 @@ def forgiven(function: Callable[..., Any], *arguments: Any, **options: Any) -> N
         log.info("forgiven: %s %s", failure, " | ".join(failure.tail))
 
 
-def wait_for(what: str, ready: Callable[[], object], seconds: float, service: Service | None = None, place: str = "") -> None:
-    """Look five times a second until `ready` is true, or somebody answers at `place`; the only place that sleeps.
+def wait_for(what: str, ready: Callable[[], object] | str, seconds: float, service: Service | None = None) -> None:
+    """Look five times a second until `ready` is true, or somebody answers there, where it is a place; nothing else sleeps.
 
     A probe may raise: its last error is told when the time is up. The death of `service` in its window ends the wait.
     """
     if DRY_RUN:
-        return print(f"until {looked_at(place)}; do sleep 0.2; done" if place else f"# wait for {what}")
+        return print(f"until {looked_at(ready)}; do sleep 0.2; done" if isinstance(ready, str) else f"# wait for {what}")
     began, last = time.monotonic(), "it never answered"
     while time.monotonic() < began + seconds:
         try:
-            if answers(place) if place else ready():
+            if answers(ready) if isinstance(ready, str) else ready():
                 log.debug("%s: ready after %.1f s", what, time.monotonic() - began)
                 return
         except Failure:
             raise
         except Exception as error:  # a probe of something that is not up yet may fail in any way
             last = f"{type(error).__name__}: {error}"
-        if service and (died := (STATE / f"run/{service.window}.died")).exists() and (line := died.read_text().strip()):
+        if service and (line := text_of(STATE / f"run/{service.window}.died").strip()):
             raise Failure(f"the service of a window died: {line}", tail=last_lines(service.window))
         time.sleep(0.2)
     tail = last_lines(service.window) if service else ()
@@ -892,6 +886,28 @@ def values(cfg: Settings) -> dict[str, Any]:
     machine["LDAP_SERVER"] = cfg.LDAP_URL if cfg.DIRECTORY == "yours" else f"ldap://127.0.0.1:{PATHS['LDAP_PORT']}"
     machine["VOLUMES_BACKEND"] = "lvm" if cfg.VOLUMES_LVM else "files"
     return {**chosen, **PATHS, **machine, **known, **urls}
+
+
+def text_of(path: Path | str) -> str:
+    """What a file says; "" where it is not there, or went with its process."""
+    with contextlib.suppress(OSError):
+        return Path(path).read_text(errors="replace")
+    return ""
+
+
+def lines_of(path: Path | str) -> list[str]:
+    """The lines of a file; none where it is not there."""
+    return text_of(path).splitlines()
+
+
+def kept(path: Path) -> dict[str, Any]:
+    """What one of our own files in JSON says; nothing where it is not there."""
+    try:
+        return dict(json.loads(path.read_text())) if path.exists() else {}
+    except ValueError as error:
+        raise Failure(
+            f"{path} cannot be read: {error}", "the disk may have lost it; without it, it is as if it had never been"
+        ) from None
 
 
 def passwords(state: Path) -> dict[str, str]:
@@ -965,8 +981,8 @@ def checksum(line: str, boot: str) -> str:
 
 def boot() -> str:
     """Which boot of this machine it is; of a container, its own."""
-    kernel, first = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/1/stat")
-    return kernel.read_text() + first.read_text().rpartition(")")[2].split()[19] if kernel.exists() else ""
+    kernel, first = text_of("/proc/sys/kernel/random/boot_id"), text_of("/proc/1/stat")
+    return kernel + first.rpartition(")")[2].split()[19] if kernel else ""
 
 
 def recorded(path: Path | None = None) -> list[str]:
@@ -1041,7 +1057,7 @@ CONTROLLERS = ("cpuacct", "devices", "memory")  # of control groups, version 1: 
 
 def has_cgroup2() -> bool:
     """Does version 2 of control groups limit memory here? Otherwise libvirt's containers need version 1."""
-    return (path := CGROUPS / "cgroup.controllers").exists() and "memory" in path.read_text()
+    return "memory" in text_of(CGROUPS / "cgroup.controllers")
 
 
 def private_libvirt(cfg: Settings) -> None:
@@ -1061,11 +1077,8 @@ def leave_mounts() -> None:
 
 def cloud_of(process: int | str) -> str:
     """Which folder (device and path) a process has mounted at HOME; "" where none: no process of any cloud."""
-    with contextlib.suppress(OSError):  # it has ended
-        mounts = Path(f"/proc/{process}/mountinfo").read_text()
-        if found := re.search(rf"(\d+:\d+ \S+) {re.escape(str(HOME))} ", mounts):
-            return found[1]
-    return ""
+    found = re.search(rf"(\d+:\d+ \S+) {re.escape(str(HOME))} ", text_of(f"/proc/{process}/mountinfo"))
+    return found[1] if found else ""
 
 
 def processes() -> list[psutil.Process]:
@@ -1075,8 +1088,10 @@ def processes() -> list[psutil.Process]:
     """
     mine, ours = {os.getpid(), *(p.pid for p in psutil.Process().parents())}, cloud_of("self")
     found = [p for p in psutil.process_iter() if ours and p.pid not in mine and cloud_of(p.pid) == ours]
-    inside = containers()
-    found += [p for p in (psutil.process_iter() if inside else ()) if container_of(p.pid) in inside]
+    marks = [f"LIBVIRT_LXC_UUID={each}" for each in containers()]
+    for process in psutil.process_iter() if marks else ():
+        told = text_of(f"/proc/{process.pid}/environ")
+        found += [process for mark in marks if mark in told]
     return sorted(found, key=lambda p: p.pid)
 
 
@@ -1085,31 +1100,22 @@ def containers() -> list[str]:
     return re.findall("<uuid>(.*)</uuid>", "".join(path.read_text() for path in STATE.glob("libvirt/etc/lxc/*.xml")))
 
 
-def container_of(process: int) -> str:
-    """The id of the instance whose container a process is in; "" where it is in none."""
-    with contextlib.suppress(OSError):  # it has ended
-        if found := re.search(rb"LIBVIRT_LXC_UUID=([0-9a-f-]{36})", Path(f"/proc/{process}/environ").read_bytes()):
-            return found[1].decode()
-    return ""
-
-
 def end_processes(those: list[psutil.Process], seconds: float) -> None:
     """Ask them to end (SIGTERM), wait for so long, and make the rest (SIGKILL), with what they started."""
+
+    def end() -> None:
+        for process in those:
+            with contextlib.suppress(psutil.Error):
+                process.terminate()
+        for process in psutil.wait_procs(those, timeout=seconds)[1]:
+            with contextlib.suppress(psutil.Error):
+                log.info("killed: %s", process.cmdline())
+                for each in (process, *process.children(recursive=True)):
+                    each.kill()
+        psutil.wait_procs(those, timeout=5)
+
     if those:
-        change(shlex.join(["kill", *(str(process.pid) for process in those)]), lambda: end_now(those, seconds))
-
-
-def end_now(those: list[psutil.Process], seconds: float) -> None:
-    """End processes for end_processes."""
-    for process in those:
-        with contextlib.suppress(psutil.Error):
-            process.terminate()
-    for process in psutil.wait_procs(those, timeout=seconds)[1]:
-        with contextlib.suppress(psutil.Error):
-            log.info("killed: %s", process.cmdline())
-            for each in (process, *process.children(recursive=True)):
-                each.kill()
-    psutil.wait_procs(those, timeout=5)
+        change(shlex.join(["kill", *(str(process.pid) for process in those)]), end)
 
 
 def sessions(cfg: Settings) -> dict[int, bool]:
@@ -1140,8 +1146,8 @@ def open_window(cfg: Settings, service: Service) -> None:
 
 def last_lines(window: str, count: int = 12) -> tuple[str, ...]:
     """The end of a window's log, without empty lines and colours."""
-    text = path.read_text(errors="replace") if (path := STATE / f"log/{window}.log").exists() else ""
-    lines = (line.strip() for line in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", text).splitlines())
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", text_of(STATE / f"log/{window}.log"))
+    lines = (line.strip() for line in text.splitlines())
     return tuple(line for line in lines if line)[-count:]
 
 
@@ -1171,7 +1177,7 @@ def looked_at(place: str) -> str:
 def wait_for_service(cfg: Settings, service: Service, seconds: float = 90) -> None:
     """Its window answers, where it has something to answer with; or a Failure that names it."""
     if place := render(service.answers, cfg):
-        wait_for(f"{service.window} ({place})", bool, seconds, service, place)
+        wait_for(f"{service.window} ({place})", place, seconds, service)
 
 
 @functools.cache
@@ -1220,25 +1226,34 @@ class Unmade(NamedTuple):
         return self.name
 
 
+def api(cfg: Settings, line: str, call: str, *arguments: Any, **options: Any) -> Any:
+    """A change by an API: `call` of its client, as compute.create_server; `line` is the openstack command that does the same."""
+    return change(line, lambda: attrgetter(call)(cloud(cfg))(*arguments, **options))
+
+
 def create(cfg: Settings, service: str, kind: str, name: str, **attributes: Any) -> Any:
-    """A new resource of an API; as a line it is the openstack command that makes the same."""
+    """A new resource of an API."""
     line = f"openstack {kind.replace('_', ' ')} create"
     for key, value in attributes.items():
         form = AS_OPTION.get(key) or AS_OPTION.get(f"{key}={value}") or f"--{key.replace('_', '-')} {{}}"
         line += " " + form.format(value)
-    make = lambda: getattr(getattr(cloud(cfg), service), f"create_{kind}")(name=name, **attributes)
-    return named(name, change(f"{line} {name}", make))
+    return named(name, api(cfg, f"{line} {name}", f"{service}.create_{kind}", name=name, **attributes))
 
 
 def delete(cfg: Settings, service: str, kind: str, resource: Any, **how: Any) -> None:
-    """The end of a resource of an API; told as the openstack command that ends it."""
-    words = ["openstack", *{"ip": "floating ip"}.get(kind, kind).split(), "delete", *(f"--{name}" for name in how), resource.id]
-    change(" ".join(words), lambda: getattr(getattr(cloud(cfg), service), f"delete_{kind}")(resource, **how))
+    """The end of a resource of an API."""
+    words = ["openstack", {"ip": "floating ip"}.get(kind, kind), "delete", *(f"--{name}" for name in how), resource.id]
+    api(cfg, " ".join(words), f"{service}.delete_{kind}", resource, **how)
 
 
 def find(cfg: Settings, service: str, kind: str, name: str) -> Any:
     """The resource of this name, of those that a run begins with."""
-    return named(name, None if DRY_RUN else getattr(getattr(cloud(cfg), service), f"find_{kind}")(name))
+    return named(name, None if DRY_RUN else attrgetter(f"{service}.find_{kind}")(cloud(cfg))(name))
+
+
+def those_of(cfg: Settings, call: str, **options: Any) -> list[Any]:
+    """What an API lists: `call` of its client, as compute.servers; nothing with --dry-run, which has no cloud to ask."""
+    return [] if DRY_RUN else list(attrgetter(call)(cloud(cfg))(**options))
 
 
 def named(name: str, resource: Any) -> Any:
@@ -1260,11 +1275,6 @@ BEFORE, UNDOES, CLOUDS = MACHINE / "before.json", MACHINE / "record", MACHINE / 
 BROUGHT, INSTALLING = MACHINE / "brought.json", MACHINE / "installing.json"
 
 Seen = dict[str, str]  # names, and how each is
-
-
-def lines_of(path: str) -> list[str]:
-    """A file's lines; none where it is not there."""
-    return Path(path).read_text().splitlines() if Path(path).exists() else []
 
 
 def contents(*patterns: str) -> Seen:
@@ -1356,14 +1366,6 @@ def look_at_machine(names: Sequence[str] = tuple(LOOKS)) -> dict[str, Seen | Non
     return {name: LOOKS[name]() for name in names}
 
 
-def kept(path: Path) -> dict[str, Any]:
-    """What one of our files says; nothing where it is not there."""
-    try:
-        return dict(json.loads(path.read_text())) if path.exists() else {}
-    except ValueError as error:
-        raise Failure(f"{path} cannot be read: {error}", "the disk may have lost it; with rm it is as if it had never been") from None
-
-
 def keep_look(cfg: Settings, before: dict[str, Seen | None], made: list[Path]) -> None:
     """For uninstall: how the machine was before the first command of all, and that DIR has a cloud, made with these folders."""
     if not MACHINE.exists():
@@ -1383,24 +1385,24 @@ def other_folders(cfg: Settings) -> list[str]:
 
 def note_brought(coming: Sequence[str] = ()) -> None:
     """Packages are coming, or have come: with what. Now there may be programs that show what was not seen before."""
-    if DRY_RUN:
-        return print(f"# note in {BROUGHT} what comes with these packages")
-    was, now, brought, before = kept(INSTALLING), look_at_machine(OF_PACKAGES), kept(BROUGHT), kept(BEFORE)
-    new = {what: sorted((now[what] or {}).keys() - was[what]) for what in OF_PACKAGES}
-    ours = {*brought.get("packages", ()), *coming}
-    if {*new["packages"]} - ours:  # somebody else's came meanwhile: whose files and users these are cannot be told
-        new = dict.fromkeys(OF_PACKAGES, list[str]())
-    known = {*(now["packages"] or {}), *coming}  # a package that did not come may be the user's one day
-    if (dpkgs := Path("/var/log/dpkg.log")).exists():  # a call that was cut off: what is younger is not of packages
-        for what in ("files", "folders"):
-            new[what] = [name for name in new[what] if Path(name).lstat().st_ctime <= dpkgs.stat().st_mtime + 1]
-    for what in ("users", "groups"):  # no people
-        new[what] = [name for name in new[what] if int((now[what] or {})[name].split(":")[2]) < 1000]
-    brought = {what: sorted({*brought.get(what, ()), *new[what]}) for what in OF_PACKAGES} | {"packages": sorted(ours & known)}
-    unseen = [what for what in LOOKS if before.get(what) is None]
 
     def note() -> None:
+        was, now, brought, before = kept(INSTALLING), look_at_machine(OF_PACKAGES), kept(BROUGHT), kept(BEFORE)
+        new = {what: sorted((now[what] or {}).keys() - was[what]) for what in OF_PACKAGES}
+        ours = {*brought.get("packages", ()), *coming}
+        if {*new["packages"]} - ours:  # somebody else's came meanwhile: whose files and users these are cannot be told
+            new = {what: [] for what in OF_PACKAGES}
+        if (dpkgs := Path("/var/log/dpkg.log")).exists():  # a call that was cut off: what is younger is not of packages
+            for what in ("files", "folders"):
+                new[what] = [name for name in new[what] if Path(name).lstat().st_ctime <= dpkgs.stat().st_mtime + 1]
+        for what in ("users", "groups"):  # no people
+            new[what] = [name for name in new[what] if int((now[what] or {})[name].split(":")[2]) < 1000]
+        brought = {what: sorted({*brought.get(what, ()), *new[what]}) for what in OF_PACKAGES}
+        brought["packages"] = sorted(
+            ours & {*(now["packages"] or {}), *coming}
+        )  # one that did not come may be the user's one day
         put_file(BROUGHT, json.dumps(brought), 0o600, ROOT)
+        unseen = [what for what in LOOKS if before.get(what) is None]
         put_file(BEFORE, json.dumps({**before, **look_at_machine(unseen)}), 0o600, ROOT)
 
     change(f"# note in {BROUGHT} what comes with these packages", note)
@@ -1421,6 +1423,12 @@ def differences(before: Mapping[str, Seen | None], now: Mapping[str, Seen | None
 # ---- Checks: before anything is changed ----
 
 
+def refuse_if(wrong: object, why: str, hint: str = "") -> None:
+    """What the user asked for cannot be: Failure with code 2."""
+    if wrong:
+        raise Failure(why, hint, code=2)
+
+
 def address_of(interface: str) -> str:
     """The first IPv4 address of an interface; "" where it has none."""
     return str(netifaces.ifaddresses(interface).get(netifaces.AF_INET, [{}])[0].get("addr", ""))
@@ -1434,11 +1442,10 @@ def settings_from(environ: dict[str, str], folder: str = "nova") -> Settings:
         if not value:
             continue
         if isinstance(row.default, bool):
-            if value not in ("0", "1"):
-                raise Failure(f"{row.name}={value}: say 0 or 1", code=2)
+            refuse_if(value not in ("0", "1"), f"{row.name}={value}: say 0 or 1")
             value = value == "1"
-        elif row.name in CHOICES and value not in CHOICES[row.name]:
-            raise Failure(f"{row.name}={value}: it can be {', '.join(CHOICES[row.name])}", code=2)
+        elif choices := CHOICES.get(row.name):
+            refuse_if(value not in choices, f"{row.name}={value}: it can be {', '.join(choices)}")
         chosen[row.name] = value
     return checked(Settings(DIR=Path(folder).absolute(), **chosen))
 
@@ -1447,8 +1454,7 @@ def checked(cfg: Settings) -> Settings:
     """The same settings with what was left empty found out, and each value possible on this machine."""
     check_words(cfg)
     for setting, beside, why in IMPOSSIBLE:
-        if asked_for(cfg, setting) and (not beside or asked_for(cfg, beside)):
-            raise Failure(f"{told(cfg, setting)}: {why}", code=2)
+        refuse_if(asked_for(cfg, setting) and (not beside or asked_for(cfg, beside)), f"{told(cfg, setting)}: {why}")
     check_ranges(cfg)
     if cfg.FLAT_INTERFACE:
         check_flat_interface(cfg.FLAT_INTERFACE)
@@ -1458,12 +1464,10 @@ def checked(cfg: Settings) -> Settings:
     interface = cfg.INTERFACE or str(default.get(netifaces.AF_INET, ("", ""))[1])
     host_ip = cfg.HOST_IP or (address_of(interface) if interface else "")
     own = sorted(filter(None, map(address_of, netifaces.interfaces())))
-    if interface and not host_ip:
-        raise Failure(f"INTERFACE={interface}: it has no IPv4 address; set HOST_IP to one of {', '.join(own)}", code=2)
-    if not host_ip:
-        raise Failure(f"no default route, so no HOST_IP to find: set HOST_IP to one of {', '.join(own)}", code=2)
-    if host_ip not in own:
-        raise Failure(f"HOST_IP={host_ip}: not an address of this machine; it has {', '.join(own)}", code=2)
+    one = f"set HOST_IP to one of {', '.join(own)}"
+    refuse_if(interface and not host_ip, f"INTERFACE={interface}: it has no IPv4 address; {one}")
+    refuse_if(not host_ip, f"no default route, so no HOST_IP to find: {one}")
+    refuse_if(host_ip not in own, f"HOST_IP={host_ip}: not an address of this machine; it has {', '.join(own)}")
     check_elsewhere(cfg)
     check_image(cfg)
     check_directory(cfg)
@@ -1476,10 +1480,9 @@ WORDS = (
     ("DIR",            r"/[\w./-]*",                  "letters, digits, . _ - and / only; services would trip over others"),
     *((secret,         r"([A-Za-z0-9_.~-]{8,72})?",   "8 to 72 of A-Z a-z 0-9 _ . ~ -, since it stands in URLs and files")
       for secret in SECRETS),
-    ("INSTANCES_PATH", r"(/[\w./-]+)?",               "an absolute path of letters, digits, . _ - and /"),
-    ("LOCK_PATH",      r"(/[\w./-]+)?",               "an absolute path of letters, digits, . _ - and /"),
+    *((place,          r"(/[\w./-]+)?",               "an absolute path of letters, digits, . _ - and /")
+      for place in ("INSTANCES_PATH", "LOCK_PATH", "OPENDJ_PACKAGE")),
     ("VOLUMES_SIZE",   r"0|[1-9][0-9]{0,3}",          "how many GiB, 9999 at most, or 0"),
-    ("OPENDJ_PACKAGE", r"(/[\w./-]+)?",               "an absolute path of letters, digits, . _ - and /"),
     ("LDAP_URL",       r"(ldaps?://[\w.-]+(:(6[0-4]\d{3}|[1-5]?\d{1,4}))?/?)?", "it looks like ldap://HOST or ldaps://HOST:PORT"),
     ("LDAP_TREE",      r"(dc|o)=[\w-]+(,[a-z]+=[\w-]+)*", "it looks like dc=nova,dc=sh, or like o=nova"),
 )  # fmt: skip
@@ -1491,22 +1494,22 @@ def check_words(cfg: Settings) -> None:
         if not re.fullmatch(form, str(getattr(cfg, name)), re.ASCII):
             shown = name if name in SECRETS else f"{name}={getattr(cfg, name)}"
             raise Failure(f"{shown}: {words}", code=2)
-    if cfg.INTERFACE and cfg.INTERFACE not in netifaces.interfaces():
-        raise Failure(f"INTERFACE={cfg.INTERFACE}: this machine has {', '.join(netifaces.interfaces())}", code=2)
+    there = netifaces.interfaces()
+    for name, value in (("INTERFACE", cfg.INTERFACE), ("FLAT_INTERFACE", cfg.FLAT_INTERFACE)):
+        refuse_if(value and value not in there, f"{name}={value}: this machine has {', '.join(there)}")
 
 
 def prompted(cfg: Settings, verb: str) -> Settings:
     """The same settings with what the user types (-p) for each secret that is neither in the environment nor known yet."""
-    if verb not in ("install", "run", "run_detached"):
-        raise Failure(f"{verb} makes no passwords: it does not take -p", code=2)
+    refuse_if(verb not in ("install", "run", "run_detached"), f"{verb} makes no passwords: it does not take -p")
     known, typed = passwords(cfg.DIR / "state"), dict[str, Any]()
     try:
         open("/dev/tty").close()
         for name in (name for name in SECRETS if not getattr(cfg, name) and name not in known):
             typed[name] = getpass.getpass(f"{name} (nothing: generated): ")
             check_words(replace(cfg, **typed))
-            if typed[name] and getpass.getpass(f"{name} once more: ") != typed[name]:
-                raise Failure(f"{name}: that was not the same twice", code=2)
+            again = typed[name] and getpass.getpass(f"{name} once more: ")
+            refuse_if(again != typed[name], f"{name}: that was not the same twice")
     except (OSError, EOFError):
         raise Failure("-p asks at a terminal, and there is none", "set the variables instead: README.md", code=2) from None
     return replace(cfg, **typed)
@@ -1522,17 +1525,14 @@ def check_elsewhere(cfg: Settings) -> None:
     for name, _ in ELSEWHERE:
         if not (value := getattr(cfg, name)):
             continue
-        path, there = Path(value).resolve(), nearest(Path(value).resolve())
+        path, there, chosen = Path(value).resolve(), nearest(Path(value).resolve()), f"{name}={value}"
         for taken in (cfg.DIR.resolve(), HOME, *(Path(machine) for machine, _ in PRIVATE_FOLDERS)):
-            if path == taken or taken in path.parents or path in taken.parents:
-                why = f"it and {taken} must lie beside each other; leave it empty for a folder in {cfg.DIR}"
-                raise Failure(f"{name}={value}: {why}", code=2)
-        if not there.is_dir():
-            raise Failure(f"{name}={value}: {there} is not a folder", code=2)
-        if os.statvfs(there).f_flag & os.ST_RDONLY:
-            raise Failure(f"{name}={value}: {there} is read-only", code=2)
-        if name == "INSTANCES_PATH" and shutil.disk_usage(there).free < 1 << 30:
-            raise Failure(f"{name}={value}: less than 1 GiB is free there", code=2)
+            why = f"it and {taken} must lie beside each other; leave it empty for a folder in {cfg.DIR}"
+            refuse_if(path.is_relative_to(taken) or taken.is_relative_to(path), f"{chosen}: {why}")
+        refuse_if(not there.is_dir(), f"{chosen}: {there} is not a folder")
+        refuse_if(os.statvfs(there).f_flag & os.ST_RDONLY, f"{chosen}: {there} is read-only")
+        little = name == "INSTANCES_PATH" and shutil.disk_usage(there).free < 1 << 30
+        refuse_if(little, f"{chosen}: less than 1 GiB is free there")
 
 
 def check_image(cfg: Settings) -> None:
@@ -1544,8 +1544,7 @@ def check_image(cfg: Settings) -> None:
         raise Failure(f"IMAGE={shown}: {error}", code=2) from None
     if url.scheme and not (url.scheme in ("http", "https") and url.hostname and not url.password and url.path.strip("/")):
         raise Failure(f"IMAGE={shown}: it can be a path, or the URL of a file by http or https, without a password", code=2)
-    if not re.fullmatch(r"(sha256=[0-9a-fA-F]{64})?", url.fragment):
-        raise Failure(f"IMAGE={shown}: after # it can say sha256=HEX", code=2)
+    refuse_if(not re.fullmatch("(sha256=[0-9a-fA-F]{64})?", url.fragment), f"IMAGE={shown}: after # it can say sha256=HEX")
     if cfg.IMAGE and not url.scheme:
         image_format(Path(cfg.IMAGE))
 
@@ -1556,9 +1555,8 @@ def check_directory(cfg: Settings) -> None:
         return
     path, asked = Path(cfg.OPENDJ_PACKAGE), ("dpkg-deb", "--field", cfg.OPENDJ_PACKAGE, "Package")
     inside = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else ask(*asked, default="").split()
-    if not {"opendj/setup", "opendj"} & {*inside}:
-        wanted = "USE_OPENDJ=1 wants the path of OpenDJ's .zip or .deb here, because no distribution has it"
-        raise Failure(f"OPENDJ_PACKAGE={cfg.OPENDJ_PACKAGE}: {wanted}", code=2)
+    wanted = "USE_OPENDJ=1 wants the path of OpenDJ's .zip or .deb here, because no distribution has it"
+    refuse_if({"opendj/setup", "opendj"}.isdisjoint(inside), f"OPENDJ_PACKAGE={cfg.OPENDJ_PACKAGE}: {wanted}")
 
 
 def image_format(path: Path) -> tuple[str, int]:
@@ -1596,10 +1594,9 @@ def check_ranges(cfg: Settings) -> None:
             raise Failure(f"{name}={getattr(cfg, name)}: not a range of IPv4 addresses ({error})", code=2) from None
         if special := [each for each in SPECIAL if networks[name].overlaps(ipaddress.IPv4Network(each))]:
             raise Failure(f"{name}={networks[name]}: overlaps {special[0]}, which is not for machines", code=2)
-        if networks[name].prefixlen > least:
-            raise Failure(f"{name}={networks[name]}: too small; /{least} is the least", code=2)
-    if networks["FLOATING_RANGE"].overlaps(networks["FIXED_RANGE"]):
-        raise Failure(f"FLOATING_RANGE={cfg.FLOATING_RANGE}: overlaps FIXED_RANGE={cfg.FIXED_RANGE}", code=2)
+        refuse_if(networks[name].prefixlen > least, f"{name}={networks[name]}: too small; /{least} is the least")
+    both = networks["FLOATING_RANGE"].overlaps(networks["FIXED_RANGE"])
+    refuse_if(both, f"FLOATING_RANGE={cfg.FLOATING_RANGE}: overlaps FIXED_RANGE={cfg.FIXED_RANGE}")
     for name, network in networks.items():
         check_not_routed(f"{name}={network}", network, routes())
 
@@ -1625,23 +1622,20 @@ def check_ipv6(cfg: Settings) -> None:
         why = str(error) or "/63 is the least"
         raise Failure(f"FIXED_RANGE_V6={cfg.FIXED_RANGE_V6}: not a range of IPv6 networks ({why})", code=2) from None
     for name in ("all", "default"):
-        path = Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6")
-        if not path.exists() or path.read_text().strip() != "0":
-            raise Failure(f"USE_IPV6=1: IPv6 is switched off in this kernel (net.ipv6.conf.{name}.disable_ipv6)", code=2)
+        off = text_of(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6").strip() != "0"
+        refuse_if(off, f"USE_IPV6=1: IPv6 is switched off in this kernel (net.ipv6.conf.{name}.disable_ipv6)")
     check_not_routed(f"FIXED_RANGE_V6={cfg.FIXED_RANGE_V6}", ipaddress.IPv6Network(cfg.FIXED_RANGE_V6), routes6())
 
 
 def check_flat_interface(name: str) -> None:
-    """FLAT_INTERFACE is there and idle: in a bridge it cannot serve this machine any more."""
-    if name not in netifaces.interfaces():
-        raise Failure(f"FLAT_INTERFACE={name}: this machine has {', '.join(netifaces.interfaces())}", code=2)
+    """FLAT_INTERFACE is idle: in a bridge it cannot serve this machine any more."""
     ways: list[tuple[Any, str]] = [*routes(), *routes6()]
-    if name in [interface for route, interface in ways if not route.prefixlen]:
-        raise Failure(f"FLAT_INTERFACE={name}: it carries the default route", code=2)
+    outward = [interface for route, interface in ways if not route.prefixlen]
+    refuse_if(name in outward, f"FLAT_INTERFACE={name}: it carries the default route")
     found = netifaces.ifaddresses(name)
-    for each in [*found.get(netifaces.AF_INET, []), *found.get(netifaces.AF_INET6, [])]:
-        if not ipaddress.ip_address(each["addr"].partition("%")[0]).is_link_local:
-            raise Failure(f"FLAT_INTERFACE={name}: it has the address {each['addr']}", code=2)
+    for address in [each["addr"] for kind in (netifaces.AF_INET, netifaces.AF_INET6) for each in found.get(kind, [])]:
+        local = ipaddress.ip_address(address.partition("%")[0]).is_link_local
+        refuse_if(not local, f"FLAT_INTERFACE={name}: it has the address {address}")
     master = Path(f"/sys/class/net/{name}/master")
     if master.is_symlink() and master.readlink().name != "ovs-system":  # check_machine is about that one
         raise Failure(f"FLAT_INTERFACE={name}: it is in {master.readlink().name} already", code=2)
@@ -1650,7 +1644,7 @@ def check_flat_interface(name: str) -> None:
 def settings_of_run(folder: str) -> Settings:
     """What the cloud in this folder was made with: taking down must not depend on how the machine looks by now."""
     files = (Path(folder) / "state" / name for name in (KEPT.name, "settings.json"))  # install may have been called since
-    known: dict[str, Any] = next((kept(path) for path in files if path.exists()), {})
+    known = next(filter(None, map(kept, files)), {})
     return Settings(DIR=Path(folder).absolute(), **{row.name: known[row.name] for row in fields(Settings) if row.name in known})
 
 
@@ -1663,8 +1657,7 @@ def routes() -> list[tuple[ipaddress.IPv4Network, str]]:
 
 def routes6() -> list[tuple[ipaddress.IPv6Network, str]]:
     """The same of IPv6, but for those to itself (lo)."""
-    lines = path.read_text().splitlines() if (path := Path("/proc/net/ipv6_route")).exists() else []
-    rows = [line.split() for line in lines if not line.endswith(" lo")]
+    rows = [line.split() for line in lines_of("/proc/net/ipv6_route") if not line.endswith(" lo")]
     return [(ipaddress.IPv6Network((int(row[0], 16), int(row[1], 16))), row[-1]) for row in rows]
 
 
@@ -1694,12 +1687,8 @@ def check_machine(cfg: Settings) -> None:
     if not Path("/dev/net/tun").exists():
         raise Failure("no /dev/net/tun: instances could not be wired", "in a container: pass that device in")
     for setting, device, why in NEEDED:
-        if asked_for(cfg, setting) and not Path(device).exists():
-            raise Failure(f"{told(cfg, setting)}: no {device}, and {why}", code=2)
-    if cfg.LIBVIRT_TYPE == "kvm":
-        check_kvm()
-    if cfg.LIBVIRT_TYPE == "lxc":
-        check_control_groups()
+        refuse_if(asked_for(cfg, setting) and not Path(device).exists(), f"{told(cfg, setting)}: no {device}, and {why}")
+    check_virtualization(cfg.LIBVIRT_TYPE)
     if (free := psutil.virtual_memory().available) < 3 << 30:
         raise Failure(f"{free / 2**30:.1f} GiB of memory free, and a cloud needs 3", "end other programs first")
     needed = 1 if (cfg.DIR / "state/env/made-from").exists() else 4
@@ -1737,19 +1726,16 @@ def check_attributes(place: Path) -> None:
         raise Failure(f"USE_SWIFT=1: {why}", code=2) from None
 
 
-def check_kvm() -> None:
-    """KVM runs a guest here; that the device is there proves nothing."""
-    probe = ("timeout", "--signal=KILL", 5, sys.executable, HERE / "conf/kvm-probe.py")
-    if (said := ask(*probe, ok=(0, 1), default="a guest that needs a tenth of a second has not ended after five")) != "it ran":
-        raise Failure(f"LIBVIRT_TYPE=kvm: /dev/kvm is there but does not work ({said})", "use qemu", code=2)
-
-
-def check_control_groups() -> None:
-    """This kernel has those that libvirt's containers are put into."""
-    known = path.read_text() if (path := Path("/proc/cgroups")).exists() else ""
-    if not has_cgroup2() and not all(re.search(rf"^{name}\t[1-9]", known, re.M) for name in CONTROLLERS):
-        why = f"no control groups {', '.join(CONTROLLERS)}, and libvirt puts containers there"
-        raise Failure(f"LIBVIRT_TYPE=lxc: {why}", "use qemu", code=2)
+def check_virtualization(kind: str) -> None:
+    """KVM runs a guest here: that the device is there proves nothing; the kernel has what libvirt puts containers into."""
+    if kind == "kvm":
+        probe = ("timeout", "--signal=KILL", 5, sys.executable, HERE / "conf/kvm-probe.py")
+        said = ask(*probe, ok=(0, 1), default="a guest that needs a tenth of a second has not ended after five")
+        refuse_if(said != "it ran", f"LIBVIRT_TYPE=kvm: /dev/kvm is there but does not work ({said})", "use qemu")
+    if kind == "lxc" and not has_cgroup2():
+        known, why = text_of("/proc/cgroups"), f"no control groups {', '.join(CONTROLLERS)}, and libvirt puts containers there"
+        there = all(re.search(rf"^{name}\t[1-9]", known, re.M) for name in CONTROLLERS)
+        refuse_if(not there, f"LIBVIRT_TYPE=lxc: {why}", "use qemu")
 
 
 def check_ports(cfg: Settings) -> None:
@@ -1813,10 +1799,8 @@ class Source(NamedTuple):
 
 def source_from(word: str) -> Source:
     """SOURCE by its form; Failure with code 2 for one that there is not."""
-    if re.search("//[^/]*:[^/]*@", word):
-        raise Failure(
-            "SOURCE: a password has no place in a command line", "leave it to git's credential helper, or use ssh", code=2
-        )
+    helper = "leave it to git's credential helper, or use ssh"
+    refuse_if(re.search("//[^/]*:[^/]*@", word), "SOURCE: a password has no place in a command line", helper)
     for form, kind in SOURCES:
         if found := re.fullmatch(form, word):
             return Source(kind, **{name: text or "" for name, text in found.groupdict().items()})
@@ -1869,8 +1853,7 @@ def fetch(cfg: Settings, source: Source) -> Path:
     elif kind == "bzr":
         do("brz", "branch", "--quiet", "--", url, fresh, **more)
     elif kind == "folder":
-        if cfg.DIR.resolve().is_relative_to(url):
-            raise Failure(f"SOURCE {url}: {cfg.DIR} is inside of it", "name a DIR elsewhere", code=2)
+        refuse_if(cfg.DIR.resolve().is_relative_to(url), f"SOURCE {url}: {cfg.DIR} is inside of it", "name a DIR elsewhere")
         do("cp", "--archive", "--reflink=auto", "--no-target-directory", url, fresh)
         if (fresh / ".git").is_file():  # of a linked work tree: what is committed here would change that one
             remove(fresh / ".git")
@@ -1901,12 +1884,12 @@ def released(version: str) -> Path:
 def check_tree(fresh: Path, word: str) -> None:
     """It is a nova that can run here, and has no file where nova.py keeps its own."""
     setup = "".join(path.read_text() for name in ("setup.cfg", "pyproject.toml") if (path := fresh / name).is_file())
-    if not re.search(r'^name *= *"?nova"?$', setup, re.M):
-        raise Failure(f"SOURCE {word}: no nova in it (its setup.cfg does not say so)", code=2)
-    if not (fresh / "nova/wsgi/osapi_compute.py").exists():
-        raise Failure(f"SOURCE {word}: too old to run here (it has no nova/wsgi/osapi_compute.py, as from 2024.2 on)", code=2)
-    if taken := sorted(OWN & {path.name for path in fresh.iterdir()}):
-        raise Failure(f"SOURCE {word}: it has {', '.join(taken)}, where nova.py keeps its own", code=2)
+    is_nova = re.search(r'^name *= *"?nova"?$', setup, re.M)
+    refuse_if(not is_nova, f"SOURCE {word}: no nova in it (its setup.cfg does not say so)")
+    module = "nova/wsgi/osapi_compute.py"
+    refuse_if(not (fresh / module).exists(), f"SOURCE {word}: too old to run here (it has no {module}, as from 2024.2 on)")
+    taken = sorted(OWN & {path.name for path in fresh.iterdir()})
+    refuse_if(taken, f"SOURCE {word}: it has {', '.join(taken)}, where nova.py keeps its own")
 
 
 # What nova.py keeps in DIR beside the tree.
@@ -1930,8 +1913,7 @@ def put_tree(fresh: Path) -> None:
             file.write("".join(f"/{name}\n" for name in sorted(OWN)) + "*.pyc\n*.egg-info/\n")
     both = sorted({*names, *tree()["top"]})
     write_file(TREE, json.dumps({"whole": False, "top": both, "files": {}}))  # cut off here, branch begins again
-    for old in (HOME / name for name in both):
-        shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink(missing_ok=True)
+    unlink(*(HOME / name for name in both))
     for path in (HOME, *fresh.rglob("*")):
         give(path, "caller")
     for path in fresh.iterdir():
@@ -1991,7 +1973,7 @@ def install(cfg: Settings, for_a_new_one: bool = False) -> None:
     end_what_was_left(cfg)
     check_machine(cfg)
     if for_a_new_one:
-        give_up()
+        remove(KEPT)  # from now on there is nothing to start
     if not tree()["whole"]:
         branch(cfg)
     in_parallel(lambda: install_packages(packages(cfg)), lambda: install_openstack(cfg))
@@ -2008,19 +1990,13 @@ APT_CONFIG = STATE / "cache/apt/conf"
 QUIET = {"DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_SUSPEND": "1"}
 
 
-def own_apt() -> None:
-    """apt's lists and downloads are in DIR, the lists as the machine has them to begin with: conf/apt.conf.tmpl."""
-    if not APT_CONFIG.exists():
-        lists = APT_CONFIG.parent / "lists"
-        do("mkdir", "--parents", APT_CONFIG.parent / "archives/partial")
-        do("cp", "--archive", "--reflink=auto", "--no-target-directory", "/var/lib/apt/lists", lists)
-        write_file(APT_CONFIG, string.Template((HERE / "conf/apt.conf.tmpl").read_text()).substitute(PATHS))
-
-
 def install_packages(names: set[str]) -> None:
     """One apt transaction for what is missing; services that packages bring do not start, now or at the next boot."""
-    own_apt()
-    missing = sorted(names - installed_packages())
+    if not APT_CONFIG.exists():  # apt's lists and downloads are in DIR, the lists as the machine has them to begin with
+        do("mkdir", "--parents", APT_CONFIG.parent / "archives/partial")
+        do("cp", "--archive", "--reflink=auto", "--no-target-directory", "/var/lib/apt/lists", APT_CONFIG.parent / "lists")
+        write_file(APT_CONFIG, string.Template((HERE / "conf/apt.conf.tmpl").read_text()).substitute(PATHS))
+    missing = sorted(names - installed(package_states()))
     if not missing and not INSTALLING.exists():
         return
     apt = ("apt-get", "--config-file", APT_CONFIG)
@@ -2035,9 +2011,9 @@ def install_packages(names: set[str]) -> None:
             do(*apt, "-qq", *wanted, env=QUIET, hint=NETWORK)
 
 
-def installed_packages() -> set[str]:
-    """The names of the machine's packages."""
-    return {name for name, state in package_states().items() if state == "installed"}
+def installed(states: Seen) -> set[str]:
+    """The names of the packages that are there."""
+    return {name for name, state in states.items() if state == "installed"}
 
 
 def dpkg_is_free() -> bool:
@@ -2081,7 +2057,7 @@ def no_services() -> Iterator[None]:
 
 def remove_policy() -> None:
     """The file that keeps services from starting, when it is ours."""
-    if POLICY.exists() and POLICY.read_text() == NO_SERVICES:
+    if text_of(POLICY) == NO_SERVICES:
         remove(POLICY)
 
 
@@ -2115,7 +2091,7 @@ def empty_environment(place: Path) -> None:
 
 def tree_version() -> str:
     """For pbr, which would ask git, as root; a shallow clone has no tag: then it is the version of uv.lock."""
-    if (HOME / "PKG-INFO").exists() and (found := re.search(r"^Version: (\S+)$", (HOME / "PKG-INFO").read_text(), re.M)):
+    if found := re.search(r"^Version: (\S+)$", text_of(HOME / "PKG-INFO"), re.M):
         return found[1]
     tags = git("describe", "--tags", "--abbrev=0", default="") if (HOME / ".git").exists() else []
     return tags[0] if tags else locked("nova", r"\.tar\.gz$")["url"].rpartition("nova-")[2].removesuffix(".tar.gz")
@@ -2157,11 +2133,10 @@ def compile_python(*folders: Path) -> None:
 
 def make_once(made_from: Path, key: str, make: Callable[[], None]) -> None:
     """Call `make`, unless what it makes was made from the same before; where it was cut off, it makes all anew."""
-    if made_from.exists() and made_from.read_text() == key:
-        return
-    remove(made_from)
-    make()
-    write_file(made_from, key)
+    if text_of(made_from) != key:
+        remove(made_from)
+        make()
+        write_file(made_from, key)
 
 
 def make_users() -> None:
@@ -2179,18 +2154,16 @@ def make_users() -> None:
 def link_modules(cfg: Settings) -> None:
     """OpenStack's environment sees the files of MODULES, and nothing else of the distribution's Python."""
     place, modules = STATE / "python3", Path("/usr/lib/python3/dist-packages")
+
+    def link(files: str) -> None:
+        for file in modules.glob(files):
+            (place / file.name).symlink_to(file)
+
     remove(place)
     make_folder(place)
     for _, files in rows(cfg, MODULES):
-        line = f"ln --symbolic --target-directory={place} {modules}/{files}"
-        change(line, functools.partial(link, place, *modules.glob(files)))
+        change(f"ln --symbolic --target-directory={place} {modules}/{files}", functools.partial(link, files))
     write_file(site_packages(ENV) / "distribution.pth", f"{place}\n")
-
-
-def link(folder: Path, *files: Path) -> None:
-    """Links in a folder to these files."""
-    for file in files:
-        (folder / file.name).symlink_to(file)
 
 
 def make_folders(cfg: Settings) -> None:
@@ -2237,23 +2210,17 @@ def write_config(cfg: Settings) -> None:
         write_file(path, render((HERE / template).read_text(), cfg), mode, owner)
     write_file(CONF / "keep", (HERE / "conf/keep").read_bytes(), 0o755)
     if not cfg.USE_MYSQL:
-        for place in {ENV, *(place for _, place in rows(cfg, GROUPS))}:
-            install_plugin(site_packages(place))
+        # The SQLAlchemy plugin of DATABASE_URLS becomes a package of OpenStack's environment; why: conf/sqlite.
+        for site in {site_packages(place) for place in (ENV, *(place for _, place in rows(cfg, GROUPS)))}:
+            for name in ("nova_py_sqlite.py", "nova_py_sqlite-1.dist-info/entry_points.txt"):
+                make_folder((site / name).parent)
+                write_file(site / name, (HERE / "conf/sqlite" / name).read_bytes())
     if DRY_RUN:
         print(f". {HOME}/novarc  # for what openstack asks for below")
-    for folder in ("fernet", "credential"):
-        for name in ("0", "1"):
-            if not (STATE / f"keystone/{folder}/{name}").exists():
-                path = STATE / f"keystone/{folder}/{name}"
-                key = b"@@(openssl rand -base64 32 | tr +/ -_)" if DRY_RUN else urlsafe_b64encode(secrets.token_bytes(32))
-                write_file(path, key, 0o600, USER)
-
-
-def install_plugin(site: Path) -> None:
-    """The SQLAlchemy plugin of DATABASE_URLS becomes a package of OpenStack's environment; why: conf/sqlite."""
-    for name in ("nova_py_sqlite.py", "nova_py_sqlite-1.dist-info/entry_points.txt"):
-        make_folder((site / name).parent)
-        write_file(site / name, (HERE / "conf/sqlite" / name).read_bytes())
+    for name in ("fernet/0", "fernet/1", "credential/0", "credential/1"):
+        if not (path := STATE / "keystone" / name).exists():
+            key = b"@@(openssl rand -base64 32 | tr +/ -_)" if DRY_RUN else urlsafe_b64encode(secrets.token_bytes(32))
+            write_file(path, key, 0o600, USER)
 
 
 WRITTEN_INTO_DATABASES = (
@@ -2316,7 +2283,7 @@ def started(cfg: Settings, service: Service, *more: str) -> Iterator[None]:
             process.wait()
 
     try:
-        wait_for(service.window, bool, 60, place=render(service.answers, cfg))
+        wait_for(service.window, render(service.answers, cfg), 60)
         yield
     finally:
         change(f"kill ${service.window}; wait ${service.window} || true", end)
@@ -2324,51 +2291,35 @@ def started(cfg: Settings, service: Service, *more: str) -> Iterator[None]:
 
 def register_services(cfg: Settings) -> None:
     """keystone's catalog: each service's user and its address."""
-    project = create(cfg, "identity", "project", "service", domain_id="default")
+    project, known = create(cfg, "identity", "project", "service", domain_id="default"), values(cfg)
     roles = [find(cfg, "identity", "role", name) for name in ("admin", "service")]
-    for name, kind, url in rows(cfg, ENDPOINTS):
-        secret = values(cfg)["SERVICE_PASSWORD"]
+    for name, kind, template in rows(cfg, ENDPOINTS):
         always = {"ignore_lockout_failure_attempts": True}  # whoever guesses (conf/keystone.conf.tmpl) does not stop the cloud
+        secret, url = known["SERVICE_PASSWORD"], render(template, cfg)
         user = create(cfg, "identity", "user", name, domain_id="default", password=secret, options=always)
         for role in roles:
-            add_role(cfg, role, project, user=user)
-        make = functools.partial(create_service, cfg, name, kind)
-        service = named(name, change(f"openstack service create --name {name} {kind}", make))
+            add_role(cfg, role, project, "user", user)
+        line = f"openstack service create --name {name} {kind}"
+        service = named(name, api(cfg, line, "identity.create_service", name=name, type=kind))
         for interface in ("public", "internal"):
-            create_endpoint(cfg, service, interface, render(url, cfg))
-    keys = json.dumps({"access": values(cfg)["EC2_ACCESS_KEY"], "secret": values(cfg)["EC2_SECRET_KEY"]})
-    line = "openstack credential create --type ec2 --project admin admin " + shlex.quote(keys.replace('"', '\\"')).replace(
-        "'", '"'
+            line = f"openstack endpoint create --region RegionOne {service.name} {interface} {shlex.quote(url)}"
+            where = dict(service_id=service.id, interface=interface, url=url, region_id="RegionOne")
+            api(cfg, line, "identity.create_endpoint", **where)
+    keys = json.dumps({"access": known["EC2_ACCESS_KEY"], "secret": known["EC2_SECRET_KEY"]})
+    line = "openstack credential create --type ec2 --project admin admin " + json.dumps(keys)
+    make = lambda: cloud(cfg).identity.create_credential(
+        type="ec2", blob=keys, user_id=cloud(cfg).current_user_id, project_id=cloud(cfg).current_project_id
     )
-    change(line, lambda: create_credential(cfg, keys))
+    change(line, make)
     if cfg.DIRECTORY:
         create(cfg, "identity", "domain", "ldap")
     cloud.cache_clear()  # its token names the catalog as it was
 
 
-def create_service(cfg: Settings, name: str, kind: str) -> Any:
-    """A service of keystone's catalog."""
-    return cloud(cfg).identity.create_service(name=name, type=kind)
-
-
-def create_credential(cfg: Settings, keys: str) -> None:
-    """admin's keys to S3 and EC2."""
-    whose = dict(user_id=cloud(cfg).current_user_id, project_id=cloud(cfg).current_project_id)
-    cloud(cfg).identity.create_credential(type="ec2", blob=keys, **whose)
-
-
-def add_role(cfg: Settings, role: Any, project: Any, **whose: Any) -> None:
+def add_role(cfg: Settings, role: Any, project: Any, kind: str, who: Any) -> None:
     """A user or a group has a role in a project."""
-    ((kind, who),) = whose.items()
     line = f"openstack role add --{kind} {who.name} --project {project.name} {role.name}"
-    change(line, lambda: getattr(cloud(cfg).identity, f"assign_project_role_to_{kind}")(project, who, role))
-
-
-def create_endpoint(cfg: Settings, service: Any, interface: str, url: str) -> None:
-    """Where a service answers."""
-    line = f"openstack endpoint create --region RegionOne {service.name} {interface} {shlex.quote(url)}"
-    where = dict(service_id=service.id, interface=interface, url=url, region_id="RegionOne")
-    change(line, lambda: cloud(cfg).identity.create_endpoint(**where))
+    api(cfg, line, f"identity.assign_project_role_to_{kind}", project, who, role)
 
 
 def fill_database(cfg: Settings, names: tuple[str, ...], commands: tuple[str, ...]) -> None:
@@ -2459,13 +2410,11 @@ def run(cfg: Settings, yes: str = "") -> None:
     if session(cfg):
         say(f"The cloud stays. To come back: sudo screen -x {cfg.SCREEN_NAME}")
         say("To end it: sudo python3 nova.py stop, which keeps it; or terminate, then clean")
-        return
-    if not (STATE / "run/up").exists():  # another call ended it: stop
-        return
-    with only_one("run"):
-        give_up()
-        terminate(cfg)
-        clean(cfg)
+    elif (STATE / "run/up").exists():  # else another call ended it: stop
+        with only_one("run"):
+            remove(KEPT)
+            terminate(cfg)
+            clean(cfg)
 
 
 def run_detached(cfg: Settings, yes: str = "") -> None:
@@ -2475,7 +2424,7 @@ def run_detached(cfg: Settings, yes: str = "") -> None:
     install(cfg, for_a_new_one=True)
     run_unit_tests(cfg)
     empty_databases(cfg)
-    make_volumes(cfg)
+    use_volumes(cfg)
     start_session(cfg)
     use_directory(cfg)
     create_bridges(cfg)
@@ -2562,7 +2511,7 @@ def keep(cfg: Settings) -> None:
 
 def versions() -> str:
     """What the databases' tables depend on: the environment's lock file, and the tree's migrations."""
-    lock = (ENV / "made-from").read_text()[:64] if (ENV / "made-from").exists() else "none"
+    lock = text_of(ENV / "made-from")[:64] or "none"
     return hashlib.sha256(repr([lock, migrations()]).encode()).hexdigest()
 
 
@@ -2570,7 +2519,7 @@ def check_kept(cfg: Settings) -> Settings:
     """The settings of the cloud that start finds, whose machine and versions are still those that it was made with."""
     if not is_kept():
         raise Failure(f"no whole cloud in {cfg.DIR} to start", "make one: sudo python3 nova.py run_detached")
-    was = json.loads(KEPT.read_text())
+    was = kept(KEPT)
     name, elsewhere = socket.gethostname(), any(getattr(cfg, name) for name, _ in ELSEWHERE)
     refused = (
         (not (ENV / "made-from").exists(), "its tree has no environment yet: install first"),
@@ -2587,11 +2536,6 @@ def check_kept(cfg: Settings) -> Settings:
 def is_kept() -> bool:
     """Is there a whole cloud, up or not?"""
     return KEPT.exists() and KEPT not in GONE
-
-
-def give_up() -> None:
-    """From now on there is nothing to start."""
-    remove(KEPT)
 
 
 def tell_what_goes(cfg: Settings, yes: str) -> None:
@@ -2655,28 +2599,21 @@ def empty_databases(cfg: Settings) -> None:
         create_switch("ovn/ovn-sb", "ovnsb")
 
 
-def make_volumes(cfg: Settings) -> None:
+def use_volumes(cfg: Settings) -> None:
     """A disk of VOLUMES_SIZE GiB for cinder, which bounds them: a file, and on it a volume group or a file system.
 
-    Such a mount, as every other of ours, ends with the cloud's last process, and its loop device with it.
+    A kept cloud has its own. Such a mount, as every other of ours, ends with the cloud's last process, and its loop device too.
     """
     if not asked_for(cfg, "VOLUMES_SIZE"):
         return
     disk, share = STATE / "volumes/disk", STATE / "volumes/local:/share"
-    with step("Make room for volumes"):
-        make_folder(share)
-        write_file(disk, "", 0o600)
-        do("truncate", f"--size={int(cfg.VOLUMES_SIZE) * 1025 + 64}M", disk)  # and what a file system needs for itself
-        if not cfg.VOLUMES_LVM:
-            do("mkfs.ext4", "-q", "-m", 0, "-O", "^has_journal,^resize_inode", "-T", "largefile4", disk)
-    use_volumes(cfg)
-
-
-def use_volumes(cfg: Settings) -> None:
-    """The disk for volumes is a volume group of this machine, or mounted: a new one, or a kept one again."""
-    if not asked_for(cfg, "VOLUMES_SIZE"):
-        return
-    disk, share = STATE / "volumes/disk", STATE / "volumes/local:/share"
+    if not is_kept():
+        with step("Make room for volumes"):
+            make_folder(share)
+            write_file(disk, "", 0o600)
+            do("truncate", f"--size={int(cfg.VOLUMES_SIZE) * 1025 + 64}M", disk)  # and what a file system needs for itself
+            if not cfg.VOLUMES_LVM:
+                do("mkfs.ext4", "-q", "-m", 0, "-O", "^has_journal,^resize_inode", "-T", "largefile4", disk)
     if cfg.VOLUMES_LVM:
         if not is_kept() and ask("vgs", "nova-volumes", default=""):
             raise Failure("this machine has a volume group nova-volumes", "give that one another name (vgrename)")
@@ -2713,11 +2650,16 @@ def start_session(cfg: Settings) -> None:
             to_screen(cfg, "hardstatus", "alwayslastline", "%-w%{= BW}%50>%n* %t%{-}%+w%< %= %H")
         if cfg.LIBVIRT_TYPE == "lxc":
             record_groups()
-        for service in rows(cfg, SERVERS):
-            open_window(cfg, service)
-        for service in rows(cfg, SERVERS):
-            if service.window != "rabbit":  # it is slow, and nobody needs it before the workers
-                wait_for_service(cfg, service)
+        start_services(cfg, SERVERS)
+
+
+def start_services(cfg: Settings, table: tuple[Service, ...]) -> None:
+    """All at once, until they answer; but for rabbit: it is slow, and nobody needs it before the workers."""
+    for service in rows(cfg, table):
+        open_window(cfg, service)
+    for service in rows(cfg, table):
+        if service.window != "rabbit":
+            wait_for_service(cfg, service)
 
 
 def record_groups() -> None:
@@ -2833,24 +2775,16 @@ def has_kernel_datapath() -> bool:
 def start_control(cfg: Settings) -> None:
     """The APIs and what works for them."""
     with step("Start the APIs"):
-        for service in rows(cfg, CONTROL):
-            open_window(cfg, service)
-        for service in rows(cfg, CONTROL):
-            wait_for_service(cfg, service)
-        warm_keystone(cfg)
-
-
-def warm_keystone(cfg: Settings) -> None:
-    """keystone reads its rules when they are first needed; where two ask at once, it refuses one (seen with 30.0.0)."""
-    DRY_RUN or list(cloud(cfg).identity.services())
+        start_services(cfg, CONTROL)
+        # keystone reads its rules when they are first needed; where two ask at once, it refuses one (seen with 30.0.0).
+        those_of(cfg, "identity.services")
 
 
 def start_workers(cfg: Settings) -> None:
     """What asks the others when it starts."""
     with step("Start scheduler, compute and network agents"):
         wait_for_service(cfg, SERVICES["rabbit"])
-        for service in rows(cfg, WORKERS):
-            open_window(cfg, service)
+        start_services(cfg, WORKERS)
 
 
 def create_flavors(cfg: Settings) -> None:
@@ -2873,18 +2807,23 @@ def create_networks(cfg: Settings) -> None:
             create_subnet(cfg, public, str(ranges_v6(cfg)[1]), -2, is_dhcp_enabled=False)
             by_router = dict(ipv6_ra_mode="slaac", ipv6_address_mode="slaac", is_dhcp_enabled=True)
             inside.append(create_subnet(cfg, private, str(ranges_v6(cfg)[0]), -2, **by_router))
-        create_router(cfg, public, inside)
+        router = create(cfg, "network", "router", "router", external_gateway_info={"network_id": public.id})
+        for subnet in inside:
+            line = f"openstack router add subnet router {subnet.id}"
+            api(cfg, line, "network.add_interface_to_router", router, subnet_id=subnet.id)
+        route_private(cfg)
         allow_ping_and_ssh(cfg)
 
 
 def route_private(cfg: Settings) -> None:
     """This machine knows the way to the instances' IPv6 addresses, which have no translation; it goes with br-ex."""
-    if DRY_RUN and cfg.USE_IPV6:
-        do_again("ip", "-6", "route", "replace", ranges_v6(cfg)[0], "via", "ADDRESS-OF-ROUTER", "dev", "br-ex")
-    router = next(cloud(cfg).network.routers(name="router"), None) if cfg.USE_IPV6 and not DRY_RUN else None
-    gateway: dict[str, Any] = (router and router.external_gateway_info) or {}  # a user may have deleted either
-    for address in (each["ip_address"] for each in gateway.get("external_fixed_ips", ()) if ":" in each["ip_address"]):
-        do_again("ip", "-6", "route", "replace", str(ranges_v6(cfg)[0]), "via", address, "dev", "br-ex")
+    if not cfg.USE_IPV6:
+        return
+    gateways = [each.external_gateway_info or {} for each in those_of(cfg, "network.routers", name="router")[:1]]
+    places = [each["ip_address"] for gateway in gateways for each in gateway.get("external_fixed_ips", ())]
+    own = [place for place in places if ":" in place]  # none where a user deleted the router, or its way out
+    for address in ["ADDRESS-OF-ROUTER"] if DRY_RUN else own:
+        do_again("ip", "-6", "route", "replace", ranges_v6(cfg)[0], "via", address, "dev", "br-ex")
 
 
 def create_subnet(cfg: Settings, network: Any, cidr: str, last: int, **more: object) -> Any:
@@ -2895,36 +2834,18 @@ def create_subnet(cfg: Settings, network: Any, cidr: str, last: int, **more: obj
     return create(cfg, "network", "subnet", network.name, allocation_pools=[pool], **where, **more)
 
 
-def create_router(cfg: Settings, public: Any, inside: list[Any]) -> None:
-    """The router between `public` and these subnets; this machine's way to IPv6 instances is through it."""
-    router = create(cfg, "network", "router", "router", external_gateway_info={"network_id": public.id})
-    for subnet in inside:
-        change(f"openstack router add subnet router {subnet.id}", functools.partial(add_to_router, cfg, router, subnet))
-    route_private(cfg)
-
-
-def add_to_router(cfg: Settings, router: Any, subnet: Any) -> None:
-    """For create_router."""
-    cloud(cfg).network.add_interface_to_router(router, subnet_id=subnet.id)
-
-
 def allow_ping_and_ssh(cfg: Settings) -> None:
     """Into every instance whose security group is the project's default one."""
-    rules: list[dict[str, object]] = [
-        {"ether_type": "IPv4", "protocol": "icmp"},
-        {"ether_type": "IPv6", "protocol": "ipv6-icmp"},
-    ]
-    rules += [{**rule, "protocol": "tcp", "port_range_min": 22, "port_range_max": 22} for rule in rules]
+    every, ssh = dict[str, int](), {"port_range_min": 22, "port_range_max": 22}
+    allowed = (("IPv4", "icmp", every), ("IPv6", "ipv6-icmp", every), ("IPv4", "tcp", ssh), ("IPv6", "tcp", ssh))
 
     def make() -> None:
         network, project = cloud(cfg).network, cloud(cfg).current_project_id
         own = dict(security_group_id=next(network.security_groups(name="default", project_id=project)).id, direction="ingress")
-        network.create_security_group_rules([{**own, **rule} for rule in rules])
+        network.create_security_group_rules([{**own, "ether_type": f, "protocol": p, **ports} for f, p, ports in allowed])
 
-    ports = {"tcp": " --dst-port 22"}
-    lines = [f"openstack security group rule create --ethertype {r['ether_type']} --protocol {r['protocol']}"
-             f"{ports.get(str(r['protocol']), '')} default" for r in rules]  # fmt: skip
-    change("\n".join(lines), make)
+    line = "openstack security group rule create --ethertype {} --protocol {}{} default"
+    change("\n".join(line.format(f, p, " --dst-port 22" if ports else "") for f, p, ports in allowed), make)
 
 
 def create_projects(cfg: Settings) -> None:
@@ -2932,10 +2853,9 @@ def create_projects(cfg: Settings) -> None:
     if cfg.DIRECTORY:
         with step("Create the projects of the directory's groups"):
             domain, member = find(cfg, "identity", "domain", "ldap"), find(cfg, "identity", "role", "member")
-            groups = [Unmade("EACH-GROUP")] if DRY_RUN else list(cloud(cfg).identity.groups(domain_id=domain.id))
-            for group in groups:
+            for group in [Unmade("EACH-GROUP")] if DRY_RUN else those_of(cfg, "identity.groups", domain_id=domain.id):
                 project = create(cfg, "identity", "project", group.name, domain_id=domain.id)
-                add_role(cfg, member, project, group=group)
+                add_role(cfg, member, project, "group", group)
 
 
 def upload_image(cfg: Settings) -> None:
@@ -2959,10 +2879,7 @@ def upload_image(cfg: Settings) -> None:
 def wait_for_hosts(cfg: Settings) -> None:
     """Until an instance could be placed and wired."""
     room = "/resource_providers?resources=VCPU:1,MEMORY_MB:64,DISK_GB:1"
-
-    def placed() -> object:
-        return cloud(cfg).placement.get(room, microversion="1.17").json()["resource_providers"]
-
+    placed = lambda: cloud(cfg).placement.get(room, microversion="1.17").json()["resource_providers"]
     with step("Wait for the compute host"):
         wait_for("the compute host in a cell", lambda: list(cloud(cfg).compute.hypervisors()), 90)
         wait_for("the compute host in placement", placed, 60)
@@ -2974,13 +2891,13 @@ def wait_for_hosts(cfg: Settings) -> None:
 
 def servers_that_ran(cfg: Settings) -> list[Any]:
     """The instances that have to run: those that nova believes do, but for one that is being deleted."""
-    servers = [] if DRY_RUN else cloud(cfg).compute.servers(all_projects=True)
+    servers = those_of(cfg, "compute.servers", all_projects=True)
     return [each for each in servers if each.status == "ACTIVE" and not each.task_state]
 
 
 def compute_reports(cfg: Settings) -> list[str]:
     """When nova-compute told last that it is well: for the first time once it has gone through all of its instances."""
-    return [str(each.updated_at) for each in ([] if DRY_RUN else cloud(cfg).compute.services(binary="nova-compute"))]
+    return [str(each.updated_at) for each in those_of(cfg, "compute.services", binary="nova-compute")]
 
 
 def running_guests(cfg: Settings) -> set[str]:
@@ -2999,8 +2916,7 @@ def wait_for_instances(cfg: Settings, ran: list[Any], reports: list[str]) -> Non
         wait_for("nova-compute", lambda: compute_reports(cfg) != reports, limit, SERVICES["compute"])
         for server in ran:
             if is_active(cfg, server) and server.id not in running_guests(cfg):
-                reboot = functools.partial(cloud(cfg).compute.reboot_server, server, "HARD")
-                change(f"openstack server reboot --hard {server.id}", reboot)
+                api(cfg, f"openstack server reboot --hard {server.id}", "compute.reboot_server", server, "HARD")
         for server in ran:
             again = lambda server=server: is_active(cfg, server) and server.id in running_guests(cfg)
             wait_for(f"the instance {server.name}", again, limit)
@@ -3014,29 +2930,24 @@ def smoke_test(cfg: Settings) -> None:
         public_key = "" if DRY_RUN else key.with_suffix(".pub").read_text()
         create(cfg, "compute", "keypair", "smoke", public_key=public_key)
         port = create(cfg, "network", "port", "smoke", network_id=find(cfg, "network", "network", "private").id)
-        address = create_address(cfg, port)
+        where = dict(floating_network_id=find(cfg, "network", "network", "public").id, port_id=port.id)
+        line = f"openstack floating ip create --port {port.id} public"
+        address = named("ADDRESS", api(cfg, line, "network.create_ip", **where))
         which = dict(flavor_id=FLAVORS[0][1], image_id=find(cfg, "image", "image", "ami-tty").id, key_name="smoke")
         server = create(cfg, "compute", "server", "smoke", networks=[{"port": port.id}], **which)
         wait_for("the instance", lambda: is_active(cfg, server), 120)
-        where = address.floating_ip_address
+        place = address.floating_ip_address
         login = ("timeout", 15, "ssh", "-i", key, *shlex.split("-oBatchMode=yes -oConnectTimeout=3 -oLogLevel=ERROR"))
         login += ("-oStrictHostKeyChecking=no", "-oUserKnownHostsFile=/dev/null")  # the next one at this address is another
-        pinged = lambda: " 0% packet loss" in ask("ping", "-c1", "-W1", where, ok=(0, 1))
-        wait_for(f"ping of {where}", pinged, 60)
-        wait_for(f"ssh to {where}", lambda: ask(*login, f"root@{where}", "hostname", default="") == "smoke", 90)
+        pinged = lambda: " 0% packet loss" in ask("ping", "-c1", "-W1", place, ok=(0, 1))
+        wait_for(f"ping of {place}", pinged, 60)
+        wait_for(f"ssh to {place}", lambda: ask(*login, f"root@{place}", "hostname", default="") == "smoke", 90)
     with step("Delete it again"):
         delete(cfg, "compute", "server", server)
         wait_for("the instance's end", lambda: not cloud(cfg).compute.find_server(server.id), 60)
         delete(cfg, "network", "ip", address)
         delete(cfg, "network", "port", port)
         delete(cfg, "compute", "keypair", find(cfg, "compute", "keypair", "smoke"))
-
-
-def create_address(cfg: Settings, port: Any) -> Any:
-    """A floating address for a port."""
-    public = find(cfg, "network", "network", "public")
-    make = lambda: cloud(cfg).network.create_ip(floating_network_id=public.id, port_id=port.id)
-    return named("ADDRESS", change(f"openstack floating ip create --port {port.id} public", make))
 
 
 def is_active(cfg: Settings, server: Any) -> bool:
@@ -3098,7 +3009,7 @@ def iso(seconds: float) -> str:
 def window_state(service: Service, ours: set[int]) -> dict[str, Any]:
     """Since when the service of a window runs, how often it was started again, and the memory (PSS) of its processes."""
     path = STATE / f"run/{service.window}"
-    deaths = died.read_text().splitlines() if (died := path.with_suffix(".died")).exists() else []
+    deaths = lines_of(path.with_suffix(".died"))
     state: dict[str, Any] = {"window": service.window, "running_since": None, "restarts": len(deaths), "memory": 0}
     with contextlib.suppress(OSError, ValueError, psutil.Error, StopIteration):
         keeper = psutil.Process(int(path.with_suffix(".pid").read_text()))
@@ -3195,7 +3106,8 @@ def stop(cfg: Settings) -> None:
     with step("End what they stood on, and remove bridges and rules"):
         take_down(cfg, 20)
         remove_traces()
-    DRY_RUN or say(f"The cloud in {cfg.DIR} is stopped, and kept. To bring it back: sudo python3 nova.py start")
+    if not DRY_RUN:
+        say(f"The cloud in {cfg.DIR} is stopped, and kept. To bring it back: sudo python3 nova.py start")
 
 
 def in_the_making(cfg: Settings) -> list[str]:
@@ -3250,11 +3162,11 @@ def delete_volumes(cfg: Settings) -> None:
     storage = cloud(cfg).block_storage
     volumes = functools.partial(storage.volumes, all_projects=True)
     for each in storage.attachments(all_projects=True):  # of instances that are no more
-        drop = functools.partial(storage.delete, f"/attachments/{each.id}", microversion="3.27")
-        change(f"openstack --os-volume-api-version 3.27 volume attachment delete {each.id}", drop)
+        line = f"openstack --os-volume-api-version 3.27 volume attachment delete {each.id}"
+        api(cfg, line, "block_storage.delete", f"/attachments/{each.id}", microversion="3.27")
     for each in (those := list(volumes())):
-        end = functools.partial(storage.delete, f"/volumes/{each.id}?cascade=true&force=true", microversion="3.23")
-        change(f"openstack volume delete --force --purge {each.id}", end)
+        where = f"/volumes/{each.id}?cascade=true&force=true"
+        api(cfg, f"openstack volume delete --force --purge {each.id}", "block_storage.delete", where, microversion="3.23")
     wait_for(f"the end of {len(those)} volumes", lambda: not list(volumes()), 60)
 
 
@@ -3278,8 +3190,8 @@ def clean(cfg: Settings) -> None:
 
 def end_windows(services: tuple[Service, ...], seconds: float) -> None:
     """End what runs in the windows of these services."""
-    files = [path for service in services if (path := STATE / f"run/{service.window}.pid").exists()]
-    keepers = {int(number) for path in files if (number := path.read_text().strip())}  # none where the disk was full
+    files = [STATE / f"run/{service.window}.pid" for service in services]
+    keepers = {int(number) for path in files if (number := text_of(path).strip())}  # none where the disk was full
     remove(*files)  # no keep follows one that is killed: conf/window.tmpl
     end_processes([p for p in processes() if p.pid in keepers], seconds)
 
@@ -3311,7 +3223,7 @@ def scrub(cfg: Settings, yes: str = "") -> None:
     tell_what_goes(cfg, yes)
     with step("Remove bridges, rules and domains"):
         take_down(cfg)
-        give_up()
+        remove(KEPT)
         remove_traces()
 
 
@@ -3335,9 +3247,8 @@ def remove_traces() -> None:
         address = (device / "address").read_text() if (device / "tun_flags").exists() else ""
         if address[2:].startswith(str(PATHS["MAC_PREFIX"])[2:]):
             forgiven(do, "ip", "link", "delete", device.name)
-    if is_kept():
-        return
-    remove(STATE / "record", *STATE.glob("libvirt/etc/qemu/*.xml"), *STATE.glob("libvirt/etc/lxc/*.xml"))
+    if not is_kept():
+        remove(STATE / "record", *STATE.glob("libvirt/etc/qemu/*.xml"), *STATE.glob("libvirt/etc/lxc/*.xml"))
 
 
 # ---- uninstall ----
@@ -3452,8 +3363,7 @@ def compare(earlier: dict[str, Seen | None]) -> None:
         return earlier | {what: seen for what, seen in look_at_machine().items() if seen is not None}
 
     with step("Compare the machine with what it was"):
-        with contextlib.suppress(Failure):
-            wait_for("the machine as it was", lambda: not differences(kept(BEFORE), now()), 5)
+        forgiven(wait_for, "the machine as it was", lambda: not differences(kept(BEFORE), now()), 5)
         if different := differences(kept(BEFORE), now()):
             print(table(different))
             way = f"see to them and repeat; or, where all is well: rm -r {MACHINE}"
@@ -3493,8 +3403,8 @@ def main(arguments: list[str]) -> int:
     rest = [word for word in rest if word not in options]
     most = {"branch": 2, "settings": 0}.get(verb, 1)
     try:
-        if len(rest) > most or any(r.startswith("-") or not r for r in rest):
-            raise Failure(f"{verb} does not take {' '.join(rest)}; see: python3 nova.py --help", code=2)
+        strange = len(rest) > most or any(word.startswith("-") or not word for word in rest)
+        refuse_if(strange, f"{verb} does not take {' '.join(rest)}; see: python3 nova.py --help")
         folder = rest[most - 1] if len(rest) == most and most else "nova"
         cfg = settings_of_run(folder) if verb in OF_A_CLOUD else settings_from(dict(os.environ), folder)
         cfg = prompted(cfg, verb) if "-p" in arguments and not DRY_RUN else cfg
@@ -3527,7 +3437,8 @@ def prepare_folder(cfg: Settings, verb: str) -> None:
     check_words(Settings(DIR=cfg.DIR))
     if verb == "uninstall" and not (cfg.DIR / "state").exists() and not other_folders(cfg):
         return  # it came so far before, or DIR was deleted by hand
-    ours = str(cfg.DIR) in kept(CLOUDS) or any((cfg.DIR / "state" / name).exists() for name in ("log/nova.log", "tree.json"))
+    marks = ("log/nova.log", "settings.json", TREE.name, KEPT.name)  # others have folders called state as well
+    ours = str(cfg.DIR) in kept(CLOUDS) or any((cfg.DIR / "state" / name).exists() for name in marks)
     if verb in OF_A_CLOUD and not ours:
         raise Failure(f"no cloud in {legible(cfg.DIR)}", f"go to the folder where it was made, or name it: nova.py {verb} DIR")
     if os.path.lexists(state := cfg.DIR / "state") and (state.is_symlink() or state.stat().st_uid != 0):

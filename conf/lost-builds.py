@@ -55,16 +55,19 @@ def bury(manager, admin, request):
     print(f"{request.instance_uuid}: {reason(request.created_at)}")
 
 
-def give_up(manager, admin, inside, cell, instance, request):
+def settle(admin, cell, instance, request):
+    """The conductor died between making an instance and saying so."""
+    mapping = objects.InstanceMapping.get_by_instance_uuid(admin, instance.uuid)
+    mapping.cell_mapping = cell
+    mapping.save()
+    request.destroy()
+
+
+def give_up(manager, admin, instance):
     """An instance that nobody builds is in ERROR."""
-    if request:  # the conductor died between making it and saying so
-        mapping = objects.InstanceMapping.get_by_instance_uuid(admin, instance.uuid)
-        mapping.cell_mapping = cell
-        mapping.save()
-        request.destroy()
     instance.vm_state, instance.task_state = vm_states.ERROR, None
     instance.save()
-    utils.add_instance_fault_from_exc(inside, instance, reason(instance.created_at))
+    utils.add_instance_fault_from_exc(instance._context, instance, reason(instance.created_at))
     manager.report_client.delete_allocation_for_instance(admin, instance.uuid, force=True)
     print(f"{instance.uuid}: {reason(instance.created_at)}")
 
@@ -90,8 +93,9 @@ def main():
             states = {"deleted": False, "vm_state": [vm_states.BUILDING, vm_states.ERROR]}
             for instance in objects.InstanceList.get_by_filters(inside, states):
                 if old(instance) and lost(instance):
-                    request = requests.pop(instance.uuid, None)
-                    attempt(give_up, manager, admin, inside, cell, instance, request)
+                    if request := requests.pop(instance.uuid, None):
+                        attempt(settle, admin, cell, instance, request)
+                    attempt(give_up, manager, admin, instance)
     for request in requests.values():
         attempt(bury, manager, admin, request)
 

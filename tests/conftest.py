@@ -344,7 +344,9 @@ def fake(machine: Machine) -> Callable[..., None]:
 def cfg(machine: Machine) -> nova.Settings:
     """The default settings, with the cloud's folder where processes see it."""
     folder = machine.path("/home/me/nova")
-    (folder / "state/run").mkdir(parents=True)
+    for name in ("run", "log"):
+        (folder / "state" / name).mkdir(parents=True)
+    (folder / "state/log/nova.log").touch()  # by it a folder is known as a cloud's
     nova.HOME.symlink_to(folder)
     return nova.settings_from({"MYSQL_PASS": "the-mysql-pass", "ADMIN_PASSWORD": "the-admin-password"}, str(folder))
 

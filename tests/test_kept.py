@@ -287,7 +287,8 @@ def test_without_a_terminal_it_is_said_and_done(
 ) -> None:
     monkeypatch.setattr(nova.sys, "stdin", MagicMock(isatty=lambda: False))
     nova.tell_what_goes(filled, "")
-    wanted = f"This deletes the cloud in {filled.DIR} with its users, images and networks: 2 instances (one, two) and 1 volumes (data).\n"
+    told = "its users, images and networks: 2 instances (one, two) and 1 volumes (data)"
+    wanted = f"This deletes the cloud in {filled.DIR} with {told}.\n"
     assert capsys.readouterr().err == wanted
 
 
@@ -329,6 +330,7 @@ def test_a_word_that_is_another_verbs_is_refused(kept: nova.Settings, words: lis
 
 def test_nothing_is_said_where_there_is_nothing(kept: nova.Settings, capsys: pytest.CaptureFixture[str]) -> None:
     nova.tell_what_goes(kept, "")
+    assert capsys.readouterr().err == f"This deletes the cloud in {kept.DIR} with its users, images and networks.\n"
     nova.KEPT.unlink()
     nova.tell_what_goes(kept, "")
     assert capsys.readouterr().err == ""

@@ -194,7 +194,7 @@ def installed(cfg: nova.Settings, machine: Machine, monkeypatch: pytest.MonkeyPa
 
 def test_uninstall_leaves_nothing(installed: nova.Settings, machine: Machine) -> None:
     nova.uninstall(installed)
-    assert "dpkg --purge --force-remove-reinstreq came libcame" in [
+    assert "SUDO_FORCE_REMOVE=yes dpkg --purge --force-remove-reinstreq came libcame" in [
         line.split(" ", 2)[2] for line in machine.called() if "dpkg " in line
     ]
     assert not installed.DIR.exists() and not installed.DIR.parent.exists()

@@ -131,7 +131,7 @@ def test_the_backend_is_the_one_that_the_kernel_can(
 def test_the_room_for_volumes_is_a_file_of_their_size(volumes: nova.Settings, machine: Machine) -> None:
     for name in ("truncate", "mkfs.ext4", "mount", "install"):
         machine.fake(name)
-    nova.make_volumes(volumes)
+    nova.use_volumes(volumes)
     place = "/run/nova.py/state/volumes"
     assert machine.called() == [
         f"truncate --size=10314M {place}/disk",
@@ -147,15 +147,16 @@ def test_the_room_for_volumes_is_a_file_of_their_size(volumes: nova.Settings, ma
 def test_a_volume_group_is_recorded_before_it_is_made(volumes: nova.Settings, machine: Machine) -> None:
     machine.fake("truncate")
     machine.fake("losetup", "[ $1 = --find ] && echo /dev/loop7; exit 0")
+    machine.fake("vgs", "exit 5")
     machine.fake("vgcreate", "exit 5")
     with pytest.raises(nova.Failure, match="vgcreate nova-volumes /dev/loop7"):
-        nova.make_volumes(volumes)
+        nova.use_volumes(volumes)
     undo = ["losetup --detach /dev/loop7", "vgremove --force nova-volumes", "vgchange --activate n nova-volumes"]
     assert recorded() == undo
 
 
 def test_without_volumes_there_is_no_room(cfg: nova.Settings, machine: Machine) -> None:
-    nova.make_volumes(cfg)
+    nova.use_volumes(cfg)
     assert machine.called() == []
 
 

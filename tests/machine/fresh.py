@@ -22,7 +22,8 @@ PASSING = (
     "/dev", "/proc", "/run", "/sys", "/tmp", "/var/tmp", "/root/main", "/etc/ld.so.cache", "/etc/.pwd.lock", "/var/log/apt",  # noqa: S108
     "/var/log/dpkg.log", "/var/log/alternatives.log", "/var/log/journal", "/var/log/wtmp", "/var/log/lastlog",
     "/var/cache/ldconfig", "/var/cache/debconf", "/var/lib/dpkg/status-old", "/var/lib/dpkg/lock", "/var/lib/dpkg/triggers",
-    "/var/lib/dpkg/lock-frontend", "/var/lib/dpkg/tmp.ci", "/var/lib/dpkg/info/format", "/var/lib/systemd", "/etc/machine-id", "/etc/resolv.conf",
+    "/var/lib/dpkg/lock-frontend", "/var/lib/dpkg/tmp.ci",
+    "/var/lib/dpkg/info/format", "/var/lib/systemd", "/etc/machine-id", "/etc/resolv.conf",
     *(f"/etc/{name}-" for name in ("passwd", "shadow", "group", "gshadow", "subuid", "subgid")),
 )  # fmt: skip
 
