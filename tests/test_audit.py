@@ -49,7 +49,7 @@ def audited(lines: str, tmp_path: Path) -> list[dict[str, Any]]:
     return list(json.loads(done.stdout)["dependencies"])
 
 
-@pytest.mark.slow
+@pytest.mark.online
 @pytest.mark.parametrize("groups", GROUPS, ids=lambda groups: groups[0])
 def test_nothing_is_known_against_what_is_locked(real: Real, groups: tuple[str, ...], tmp_path: Path) -> None:
     uv = real(str(nova.HERE / ".tool/uv"))
