@@ -3300,17 +3300,17 @@ def remove_packages() -> None:
         for verb, those in (("--remove", gone if known else ()), ("--purge", gone - known)):
             if those:
                 do("dpkg", verb, "--force-remove-reinstreq", *sorted(those), env={**QUIET, "SUDO_FORCE_REMOVE": "yes"})
-        remove_empty([place for place in places if Path(place).is_dir() and not DRY_RUN])
+        remove_empty({place for place in places if Path(place).is_dir() and not DRY_RUN} - {"/."})
         for name, who in sorted(stay.items()):
             say(f"  {name} stays: {who} needs it")
         if not stay:
             remove_leftovers(brought)
 
 
-def remove_empty(folders: list[str]) -> None:
+def remove_empty(folders: set[str]) -> None:
     """Of packages' folders those that are empty and that no package has any more: dpkg leaves some (Debian 12: /usr/lib/ocf)."""
     owned = re.findall(r": (/.*)$", ask("dpkg-query", "--search", *folders, ok=(0, 1)), re.M) if folders else []
-    if empty := sorted({*folders} - {*owned}, reverse=True):
+    if empty := sorted(folders - {*owned}, reverse=True):
         do("rmdir", "--ignore-fail-on-non-empty", *empty)
 
 
