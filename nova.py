@@ -3300,7 +3300,7 @@ def remove_packages() -> None:
         for verb, those in (("--remove", gone if known else ()), ("--purge", gone - known)):
             if those:
                 do("dpkg", verb, "--force-remove-reinstreq", *sorted(those), env={**QUIET, "SUDO_FORCE_REMOVE": "yes"})
-        remove_empty({place for place in places if Path(place).is_dir() and not DRY_RUN} - {"/."})
+        remove_empty({place for place in places if Path(place).is_dir() and not DRY_RUN} - {"/.", ""})
         for name, who in sorted(stay.items()):
             say(f"  {name} stays: {who} needs it")
         if not stay:

@@ -232,7 +232,8 @@ def test_a_killed_service_comes_back(cloud: Machine, busy: Api, measure: Measure
 
 
 def test_these_were_all_windows(cloud: Machine) -> None:
-    assert {path.stem for path in (cloud.folder / "nova/state/run").glob("*.pid")} == {*BUILD, *PROBES}
+    files = (cloud.folder / "nova/state/run").glob("*.pid")
+    assert {path.stem for path in files} - {"libvirtd"} == {*BUILD, *PROBES}  # libvirtd's own file, not its window's
 
 
 def test_a_killed_keep_is_followed_by_another(cloud: Machine, busy: Api, measure: Measure) -> None:
