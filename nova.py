@@ -1986,14 +1986,14 @@ def install(cfg: Settings, for_a_new_one: bool = False) -> None:
     in_parallel(lambda: make_databases(cfg), make_image, lambda: unpack_novnc(cfg), lambda: fetch_image(cfg))
 
 
-APT_CONFIG = STATE / "cache/apt/conf"
+APT_CONFIG, ARCHIVES = STATE / "cache/apt/conf", STATE / "cache/apt/archives"
 QUIET = {"DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_SUSPEND": "1"}
 
 
 def install_packages(names: set[str]) -> None:
     """One apt transaction for what is missing; services that packages bring do not start, now or at the next boot."""
     if not APT_CONFIG.exists():  # apt's lists and downloads are in DIR, the lists as the machine has them to begin with
-        do("mkdir", "--parents", APT_CONFIG.parent / "archives/partial")
+        do("mkdir", "--parents", ARCHIVES / "partial")
         do("cp", "--archive", "--reflink=auto", "--no-target-directory", "/var/lib/apt/lists", APT_CONFIG.parent / "lists")
         write_file(APT_CONFIG, string.Template((HERE / "conf/apt.conf.tmpl").read_text()).substitute(PATHS))
     missing = sorted(names - installed(package_states()))
@@ -3293,6 +3293,9 @@ def remove_packages() -> None:
     names = {name for name in brought.get("packages", ()) if name in now and was.get(name) != "installed"}
     with step(f"Remove {len(names)} packages"):
         wait_for("dpkg (another program is at work)", dpkg_is_free, 300)
+        halves = [deb for name in sorted(names) if now[name] == "half-installed" for deb in ARCHIVES.glob(f"{name}_*.deb")]
+        if halves:  # cut off amid its files, of which dpkg has no list yet
+            forgiven(do, "dpkg", "--unpack", *halves, env=QUIET)
         stay = needed(names)
         gone = names - stay.keys()
         known = gone & was.keys()  # removed earlier, their configuration kept: it is kept again
