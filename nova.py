@@ -1986,14 +1986,14 @@ def install(cfg: Settings, for_a_new_one: bool = False) -> None:
     in_parallel(lambda: make_databases(cfg), make_image, lambda: unpack_novnc(cfg), lambda: fetch_image(cfg))
 
 
-APT_CONFIG, ARCHIVES = STATE / "cache/apt/conf", STATE / "cache/apt/archives"
+APT_CONFIG = STATE / "cache/apt/conf"
 QUIET = {"DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_SUSPEND": "1"}
 
 
 def install_packages(names: set[str]) -> None:
     """One apt transaction for what is missing; services that packages bring do not start, now or at the next boot."""
     if not APT_CONFIG.exists():  # apt's lists and downloads are in DIR, the lists as the machine has them to begin with
-        do("mkdir", "--parents", ARCHIVES / "partial")
+        do("mkdir", "--parents", APT_CONFIG.parent / "archives/partial")
         do("cp", "--archive", "--reflink=auto", "--no-target-directory", "/var/lib/apt/lists", APT_CONFIG.parent / "lists")
         write_file(APT_CONFIG, string.Template((HERE / "conf/apt.conf.tmpl").read_text()).substitute(PATHS))
     missing = sorted(names - installed(package_states()))
@@ -3267,7 +3267,7 @@ def uninstall(cfg: Settings, *options: str) -> None:
     earlier = look_at_machine()  # while the programs that show rules are here
     others = other_folders(cfg)
     if not others and BEFORE.exists():
-        remove_packages()
+        remove_packages(cfg)
     if (cfg.DIR / "state").exists():
         remove_folder(cfg, [] if lost else tops, keep)
     if lost:
@@ -3284,7 +3284,7 @@ def uninstall(cfg: Settings, *options: str) -> None:
         do("rm", "--recursive", "--force", HERE / ".tool.lock", TOOL)
 
 
-def remove_packages() -> None:
+def remove_packages(cfg: Settings) -> None:
     """Packages that came for clouds go, with what they leave behind; those that others need by now stay."""
     remove_policy()
     if INSTALLING.exists():  # an install that was cut off: what is not configured stays so, or it would start services
@@ -3293,7 +3293,8 @@ def remove_packages() -> None:
     names = {name for name in brought.get("packages", ()) if name in now and was.get(name) != "installed"}
     with step(f"Remove {len(names)} packages"):
         wait_for("dpkg (another program is at work)", dpkg_is_free, 300)
-        halves = [deb for name in sorted(names) if now[name] == "half-installed" for deb in ARCHIVES.glob(f"{name}_*.deb")]
+        archives = cfg.DIR / "state/cache/apt/archives"
+        halves = [deb for name in sorted(names) if now[name] == "half-installed" for deb in archives.glob(f"{name}_*.deb")]
         if halves:  # cut off amid its files, of which dpkg has no list yet
             forgiven(do, "dpkg", "--unpack", *halves, env=QUIET)
         stay = needed(names)
