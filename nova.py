@@ -905,9 +905,7 @@ def kept(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text())) if path.exists() else {}
     except ValueError as error:
-        raise Failure(
-            f"{path} cannot be read: {error}", "the disk may have lost it; without it, it is as if it had never been"
-        ) from None
+        raise Failure(f"{path} cannot be read: {error}", "without that file it is as if it had never been") from None
 
 
 def passwords(state: Path) -> dict[str, str]:
@@ -1398,9 +1396,8 @@ def note_brought(coming: Sequence[str] = ()) -> None:
         for what in ("users", "groups"):  # no people
             new[what] = [name for name in new[what] if int((now[what] or {})[name].split(":")[2]) < 1000]
         brought = {what: sorted({*brought.get(what, ()), *new[what]}) for what in OF_PACKAGES}
-        brought["packages"] = sorted(
-            ours & {*(now["packages"] or {}), *coming}
-        )  # one that did not come may be the user's one day
+        # one that did not come may be the user's one day
+        brought["packages"] = sorted(ours & {*(now["packages"] or {}), *coming})
         put_file(BROUGHT, json.dumps(brought), 0o600, ROOT)
         unseen = [what for what in LOOKS if before.get(what) is None]
         put_file(BEFORE, json.dumps({**before, **look_at_machine(unseen)}), 0o600, ROOT)
