@@ -41,8 +41,8 @@ def cloud_process(machine: Machine) -> int:
 
 
 def troubles(machine: Machine) -> list[str]:
-    """The lines of all logs that TROUBLE finds, and of which window."""
-    logs = sorted((machine.folder / "nova/state/log").glob("*.log"))
+    """The lines of all windows' logs that TROUBLE finds, and of which window; nova.log tells of earlier clouds as well."""
+    logs = sorted(path for path in (machine.folder / "nova/state/log").glob("*.log") if path.name != "nova.log")
     lines = ((log.name, line) for log in logs for line in log.read_bytes().splitlines())
     return [f"{name}: {line.decode(errors='replace')}" for name, line in lines if TROUBLE.search(line)]
 
