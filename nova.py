@@ -3438,7 +3438,7 @@ def prepare_folder(cfg: Settings, verb: str) -> None:
     check_words(Settings(DIR=cfg.DIR))
     if verb == "uninstall" and not (cfg.DIR / "state").exists() and not other_folders(cfg):
         return  # it came so far before, or DIR was deleted by hand
-    marks = ("log/nova.log", "settings.json", TREE.name, KEPT.name)  # others have folders called state as well
+    marks = ("log/nova.log", "record", "settings.json", TREE.name, KEPT.name)  # others have folders called state as well
     ours = str(cfg.DIR) in kept(CLOUDS) or any((cfg.DIR / "state" / name).exists() for name in marks)
     if verb in OF_A_CLOUD and not ours:
         raise Failure(f"no cloud in {legible(cfg.DIR)}", f"go to the folder where it was made, or name it: nova.py {verb} DIR")
