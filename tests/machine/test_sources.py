@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import tempfile
@@ -19,7 +20,8 @@ GITIGNORE = "*.pyc\n*.egg-info\nAUTHORS\nChangeLog\n"  # as upstream's, which is
 
 def command(folder: Path, *words: str) -> str:
     """What a command says in a folder; it has to succeed."""
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
+    env = {**os.environ, "PATH": f"/usr/bin:/bin:{os.environ['PATH']}"}  # Debian's brz takes the first Python for its own
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 0, f"{words}\n{done.stdout}{done.stderr}"
     return done.stdout.strip()
 
