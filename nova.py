@@ -2354,9 +2354,10 @@ def fetch_image(cfg: Settings) -> None:
     """IMAGE is here, and is an image."""
     path, url = image_file(cfg), urllib.parse.urldefrag(cfg.IMAGE)
     if "://" in cfg.IMAGE and not path.exists():
+        shown = re.sub("//.*@", "//...@", url.url).partition("?")[0]  # for the log; what else is there may be a token
         if not url.fragment and url.url.startswith("http:"):
-            say(f"IMAGE={url.url}: nobody vouches for what comes by http; #sha256=HEX at its end would")
-        with step(f"Download {re.sub('//.*@', '//...@', url.url).partition('?')[0]}"):  # what else is there may be a token
+            say(f"IMAGE={shown}: nobody vouches for what comes by http; #sha256=HEX at its end would")
+        with step(f"Download {shown}"):
             part = path.with_suffix(".part")
             if DRY_RUN:
                 return print(f"curl --location --output {path} {url.url}")
@@ -2537,10 +2538,11 @@ def is_kept() -> bool:
 
 def tell_what_goes(cfg: Settings, yes: str) -> None:
     """Say what is lost with the cloud that DIR has; where instances are, ask the person at the terminal, if there is one."""
-    found = what_it_has(settings_of_run(str(cfg.DIR))) if is_kept() else {}
+    if not is_kept():
+        return
+    found = what_it_has(settings_of_run(str(cfg.DIR)))
     told = [f"{len(names)} {what} ({', '.join(names[:9])})" for what, names in found.items() if names]
-    if is_kept():
-        say(f"This deletes the cloud in {cfg.DIR} with its users, images and networks{': ' * bool(told)}{' and '.join(told)}.")
+    say(f"This deletes the cloud in {cfg.DIR} with its users, images and networks{': ' * bool(told)}{' and '.join(told)}.")
     if found.get("instances") and not (yes or DRY_RUN) and sys.stdin.isatty():
         say("Type yes to go on:")
         if sys.stdin.readline().strip() != "yes":

@@ -128,8 +128,9 @@ class Others:
 
     def lasting(self) -> list[tuple[int, float]]:
         """Their processes, but for the helpers that RabbitMQ starts and ends as it likes."""
-        helpers = {child for each in self.ours() if each.name() == "erl_child_setup" for child in each.children(recursive=True)}
-        return sorted((each.pid, each.create_time()) for each in self.ours() if each not in helpers)
+        those = self.ours()
+        helpers = {child for each in those if each.name() == "erl_child_setup" for child in each.children(recursive=True)}
+        return sorted((each.pid, each.create_time()) for each in those if each not in helpers)
 
     def ours(self) -> list[psutil.Process]:
         """Every process of theirs, with what they started; epmd and libvirt's went to process 1."""
