@@ -113,12 +113,9 @@ def group(name: str) -> int:
 
 def window(process: psutil.Process) -> str:
     """The window that a process was started in, by its keep; else all that is known of it."""
-    for parent in process.parents():
-        line = parent.cmdline()
-        for word, following in zip(line, line[1:]):
-            if word.endswith("/keep"):
-                return following
-    return f"{process.cmdline()}, started by {[parent.cmdline() for parent in process.parents()]}"
+    lines = [" ".join(parent.cmdline()) for parent in process.parents()]
+    found = re.search(r"/keep (\S+) ", "\n".join(lines))
+    return found[1] if found else f"{process.cmdline()}, started by {lines}"
 
 
 def test_nobody_else_is_in_that_group(cloud: Machine) -> None:
