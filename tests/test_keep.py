@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """conf/keep, the supervisor in every window, for real: what it starts again, what it notes, what it leaves."""
 
+import contextlib
 import os
 import re
 import signal
@@ -53,6 +54,15 @@ def keep(real: Callable[[str], str], tmp_path: Path) -> Iterator[Keep]:
 def ends(process: subprocess.Popen[bytes]) -> bytes:
     """What it said until it ended."""
     return process.communicate(timeout=20)[0]
+
+
+def named(process: subprocess.Popen[bytes], *names: str) -> list[psutil.Process]:
+    """What runs below it by these names; others end while they are looked at."""
+    found = []
+    for each in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += [each] if each.name() in names else []
+    return found
 
 
 def pid_in(path: Path) -> int:
@@ -114,10 +124,10 @@ def test_what_does_not_end_is_killed(keep: Keep, tmp_path: Path, again: bool) ->
     child, began = pid_in(tmp_path / "child"), time.monotonic()
     process.terminate()
     if again:  # Ctrl-C is heard by all in the window: the one who waits ends
-        eventually(lambda: [p for p in psutil.Process(process.pid).children() if p.name() in ("timeout", "tail")])
+        eventually(lambda: named(process, "timeout", "tail"))
         time.sleep(1)
         assert not gone(child), "it has ten seconds"
-        [p.terminate() for p in psutil.Process(process.pid).children(recursive=True) if p.name() == "tail"]
+        [each.terminate() for each in named(process, "tail")]
     ends(process)
     assert gone(child)
     assert time.monotonic() - began < 9 if again else 9 < time.monotonic() - began < 19
