@@ -46,7 +46,8 @@ def keep(real: Callable[[str], str], tmp_path: Path) -> Iterator[Keep]:
     yield start
     for process in started:
         for child in psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []:
-            child.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
         process.kill()
         process.communicate()
 
