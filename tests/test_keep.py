@@ -45,10 +45,13 @@ def keep(real: Callable[[str], str], tmp_path: Path) -> Iterator[Keep]:
 
     yield start
     for process in started:
-        for child in psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
-        process.kill()
+        if process.poll() is None:
+            keeper = psutil.Process(process.pid)
+            keeper.suspend()  # or it would start more while these end
+            for each in reversed(keeper.children(recursive=True)):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    each.kill()
+            process.kill()
         process.communicate()
 
 
