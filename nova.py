@@ -44,6 +44,7 @@ import re
 import secrets
 import shlex
 import shutil
+import signal
 import socket
 import sqlite3
 import string
@@ -656,7 +657,7 @@ BARS = progress.Progress(
     redirect_stdout=False,  # what programs read
     transient=True,
 )
-AT_WORK = threading.local()  # of this thread: .bar, while it is in a step; .depth, how many changes it is inside of
+AT_WORK = threading.local()  # of this thread: .bar, while it is in a step; .depth of changes; .in_command, while in one
 
 
 def start_log(cfg: Settings) -> None:
@@ -811,13 +812,45 @@ def carry_out(words: list[str], text: str = "", env: Mapping[str, str] = {}, cwd
 
     options: Any = dict(_in=text, _out=keep, _err_to_out=True, _tty_out=False, _cwd=str(cwd))
     try:
-        sh.Command(words[0])(*words[1:], **options, _env={**os.environ, **PLAIN, **env})
-    except sh.SignalException_SIGINT:  # Ctrl-C: the command was told first
-        raise KeyboardInterrupt from None
+        command(words, **options, _env={**os.environ, **PLAIN, **env})
     except sh.CommandNotFound:
         raise Failure(f"{words[0]} is not installed", "sudo python3 nova.py install") from None
     except sh.ErrorReturnCode as error:
         raise Failure(f"{shlex.join(words)}\n  ended with exit code {error.exit_code}", hint, tuple(tail)) from None
+
+
+def command(words: list[str], **options: Any) -> Any:
+    """sh's command. Ctrl-C ends it, and is raised here once it has ended.
+
+    Raised inside of sh (2.4.0) it would be lost at times, or leave a lock taken for ever, and a fork that is not yet the
+    command would go on as a second nova.py.
+    """
+
+    def before_exec() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if INTERRUPTED:
+            signal.raise_signal(signal.SIGINT)
+
+    AT_WORK.in_command = True
+    try:
+        return sh.Command(words[0])(*words[1:], **options, _preexec_fn=before_exec)
+    except sh.SignalException_SIGINT:  # it was told first
+        raise KeyboardInterrupt from None
+    finally:
+        AT_WORK.in_command = False
+        if INTERRUPTED and threading.current_thread() is threading.main_thread():
+            INTERRUPTED.clear()
+            raise KeyboardInterrupt
+
+
+INTERRUPTED: list[int] = []  # Ctrl-C came in a command
+
+
+def interrupt(number: int, frame: object) -> None:
+    """Ctrl-C: see command."""
+    if not getattr(AT_WORK, "in_command", False):
+        raise KeyboardInterrupt
+    INTERRUPTED.append(number)
 
 
 def ask(*argv: object, ok: tuple[int, ...] = (0,), default: str | None = None, errors: bool = False) -> str:
@@ -826,9 +859,7 @@ def ask(*argv: object, ok: tuple[int, ...] = (0,), default: str | None = None, e
     log.debug("? %s", shlex.join(words))
     try:
         options: Any = dict(_in="", _tty_out=False, _ok_code=ok, _err_to_out=errors, _env={**os.environ, **PLAIN})
-        return str(sh.Command(words[0])(*words[1:], **options)).strip()
-    except sh.SignalException_SIGINT:
-        raise KeyboardInterrupt from None
+        return str(command(words, **options)).strip()
     except (sh.CommandNotFound, sh.ErrorReturnCode) as error:
         if default is not None or DRY_RUN:  # there, what would come first may have been what it asks about
             return default or ""
@@ -2272,7 +2303,7 @@ def started(cfg: Settings, service: Service, *more: str) -> Iterator[None]:
     line = f". {CONF}/window; exec {user} {render(service.command, cfg)} {' '.join(more)}"
     options: Any = dict(_in="", _out=str(out), _err_to_out=True, _tty_out=False, _bg=True, _bg_exc=False)
     words = shlex.join(["bash", "-c", line])
-    process = change(f"{words} >{out} 2>&1 & {service.window}=$!", lambda: sh.Command("bash")("-c", line, **options))
+    process = change(f"{words} >{out} 2>&1 & {service.window}=$!", lambda: command(["bash", "-c", line], **options))
 
     def end() -> None:
         with contextlib.suppress(ProcessLookupError, sh.ErrorReturnCode):
@@ -3399,6 +3430,7 @@ OPTIONS = {
 def main(arguments: list[str]) -> int:
     """Carry out one verb; returns the exit code: 0 done, 1 failed, 2 usage, 130 Ctrl-C."""
     os.umask(0o022)
+    signal.signal(signal.SIGINT, interrupt)
     log.setLevel(logging.DEBUG)
     log.addHandler(logging.StreamHandler() if "-v" in arguments else logging.NullHandler())
     verb, *rest = [a for a in arguments if a not in FLAGS]

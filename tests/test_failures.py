@@ -6,8 +6,12 @@ import http.server
 import logging
 import os
 import platform
+import pty
+import select
+import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -108,6 +112,49 @@ def test_asks_default_stands_for_every_failure(fake: Fake, machine: Machine) -> 
 def test_ask_takes_the_codes_that_are_no_failure(fake: Fake) -> None:
     fake("looks", "echo found nothing; exit 1")
     assert nova.ask("looks", ok=(0, 1)) == "found nothing"
+
+
+# ---- Ctrl-C, at any moment of a command, tells nova.py once and leaves neither it nor the command hanging ----
+
+COMMANDS = """
+import os, signal, sys
+import nova
+signal.signal(signal.SIGINT, nova.interrupt)
+pid, each = os.getpid(), lambda: (nova.carry_out(["true"]), nova.ask("true"), nova.carry_out(["sleep", "0.01"]))
+while True:
+    try:
+        print("ready", flush=True)
+        while True:
+            nova.in_parallel(each, each, each) if sys.argv[1:] else each()
+    except KeyboardInterrupt:
+        assert os.getpid() == pid, "a fork went on as a second one"
+        nova.ask("true")
+"""
+
+
+@pytest.mark.parametrize("parallel", [[], ["parallel"]], ids=["one after the other", "in parallel"])
+def test_ctrl_c_in_the_middle_of_commands(real: Callable[[str], str], parallel: list[str]) -> None:
+    words = [real(sys.executable), "-c", COMMANDS, *parallel]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execve(words[0], words, {"PYTHONPATH": str(nova.HERE), "PATH": os.defpath})
+    said = b""
+    try:
+        for number in range(1, 61):
+            deadline = time.monotonic() + 20
+            while said.count(b"ready") < number:
+                assert time.monotonic() < deadline, f"hangs after {number - 1}: {said.decode()}"
+                try:
+                    said += os.read(terminal, 65536) if select.select([terminal], [], [], 1)[0] else b""
+                except OSError:
+                    pytest.fail(f"it ended: {said.decode()}")
+            time.sleep(number * 37 % 50 / 1000)  # not a wait: another moment each time
+            os.write(terminal, b"\x03")
+        assert said.replace(b"^C", b"").split() == [b"ready"] * 60
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(terminal)
 
 
 # ---- Steps and failures ----
