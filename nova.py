@@ -409,7 +409,8 @@ CONFIG_FILES = (
     ("conf/screenrc.tmpl",         CONF / "screenrc",             0o644, ROOT),
     ("conf/libvirtd.conf.tmpl",    Path("/etc/libvirt/libvirtd.conf"), 0o644, ROOT),
     ("conf/qemu.conf.tmpl",        Path("/etc/libvirt/qemu.conf"),     0o644, ROOT),
-    ("conf/lxc-hook.tmpl",         Path("/etc/libvirt/hooks/lxc"),     0o755, ROOT),
+    ("conf/libvirt-hook.tmpl",     Path("/etc/libvirt/hooks/qemu"),    0o755, ROOT),
+    ("conf/libvirt-hook.tmpl",     Path("/etc/libvirt/hooks/lxc"),     0o755, ROOT),
     ("conf/targets.conf.tmpl",     Path("/etc/tgt/targets.conf"),      0o644, ROOT),
     ("conf/sudoers.tmpl",          Path("/etc/sudoers.d/nova-py"),     0o440, ROOT),
     ("conf/rootwrap.conf.tmpl",    Path("/etc/sudoers.d/rootwrap.conf"), 0o644, ROOT),
@@ -617,7 +618,7 @@ ONLY_WITH: dict[str, set[object]] = {
     "DIRECTORY=slapd": {"state/ldap", "conf/slapd.conf.tmpl", "ldap"},
     "USE_OPENDJ":   {"conf/opendj.tmpl", "opendj"},
     "NET_MAN=FlatManager": set(),
-    "LIBVIRT_TYPE=lxc": {"state/libvirt/etc/hooks", "conf/lxc-hook.tmpl"},
+    "LIBVIRT_TYPE=lxc": set(),
 }
 # fmt: on
 
@@ -675,7 +676,7 @@ def start_log(cfg: Settings) -> None:
 
 def say(line: str) -> None:
     """A line for the person who waits."""
-    print(line, file=sys.stderr, flush=True)
+    print(f"{line}\n", end="", file=sys.stderr, flush=True)  # in one piece: steps may run in parallel
     log.info("%s", line)
 
 
@@ -2970,14 +2971,27 @@ def smoke_test(cfg: Settings) -> None:
         login = ("timeout", 15, "ssh", "-i", key, *shlex.split("-oBatchMode=yes -oConnectTimeout=3 -oLogLevel=ERROR"))
         login += ("-oStrictHostKeyChecking=no", "-oUserKnownHostsFile=/dev/null")  # the next one at this address is another
         pinged = lambda: " 0% packet loss" in ask("ping", "-c1", "-W1", place, ok=(0, 1))
-        wait_for(f"ping of {place}", pinged, 60)
-        wait_for(f"ssh to {place}", lambda: ask(*login, f"root@{place}", "hostname", default="") == "smoke", 90)
+        with telling_console(cfg, server):
+            wait_for(f"ping of {place}", pinged, 60)
+            wait_for(f"ssh to {place}", lambda: ask(*login, f"root@{place}", "hostname", default="") == "smoke", 90)
     with step("Delete it again"):
         delete(cfg, "compute", "server", server)
         wait_for("the instance's end", lambda: not cloud(cfg).compute.find_server(server.id), 60)
         delete(cfg, "network", "ip", address)
         delete(cfg, "network", "port", port)
         delete(cfg, "compute", "keypair", find(cfg, "compute", "keypair", "smoke"))
+
+
+@contextlib.contextmanager
+def telling_console(cfg: Settings, server: Any) -> Iterator[None]:
+    """A Failure is told with the last lines of the instance's console, and with how its interface is."""
+    try:
+        yield
+    except Failure as failure:
+        with contextlib.suppress(Exception):  # what came first counts
+            console = cloud(cfg).compute.get_server_console_output(server, length=15)["output"]
+            failure.tail = (*console.splitlines(), *ask("ip", "-brief", "link").splitlines())
+        raise
 
 
 def is_active(cfg: Settings, server: Any) -> bool:

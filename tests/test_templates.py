@@ -209,7 +209,7 @@ def test_the_metadata_secret_is_the_same_on_both_sides(made: nova.Settings) -> N
 # ---- For the user's shell and clients ----
 
 
-@pytest.mark.parametrize("template", [*SHELL, "conf/lxc-hook.tmpl"])
+@pytest.mark.parametrize("template", [*SHELL, "conf/libvirt-hook.tmpl"])
 def test_a_file_for_the_shell_is_valid_bash(template: str, made: nova.Settings, real: Callable[[str], str]) -> None:
     done = subprocess.run([real("bash"), "-n", rendered(template)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

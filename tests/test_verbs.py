@@ -409,8 +409,8 @@ def test_passwords_are_made_once_and_a_chosen_one_replaces(cfg: nova.Settings) -
 
 
 def test_keys_of_keystone_are_made_once(cfg: nova.Settings, machine: Machine) -> None:
-    for name in ("libvirt", "sudoers.d"):
-        machine.path(f"/etc/{name}").mkdir()
+    for name in ("libvirt/hooks", "sudoers.d"):
+        machine.path(f"/etc/{name}").mkdir(parents=True)
     nova.make_folders(cfg)
     nova.write_config(cfg)
     keys = {p: p.read_bytes() for p in nova.STATE.glob("keystone/*/*")}

@@ -200,13 +200,13 @@ XML = "<interface type='ethernet'>\n  <mac address='fa:6e:70:af:47:20'/>\n  <tar
 @pytest.mark.parametrize(
     ("operation", "calls"), [("started", ["ip link set tap99d8001b-9d up"]), ("prepare", []), ("release", [])]
 )
-def test_the_hook_sets_a_started_containers_end_of_the_wire_up(
+def test_the_hook_sets_a_started_instances_end_of_the_wire_up(
     lxc: nova.Settings, machine: Machine, real: Callable[[str], str], operation: str, calls: list[str]
 ) -> None:
     """Once Open vSwitch has set the device's flags: here it has."""
     nova.make_folders(lxc)
     flags = machine.put("/sys/class/net/tap99d8001b-9d/flags", "0x1102\n")
-    text = nova.render((nova.HERE / "conf/lxc-hook.tmpl").read_text(), lxc)
+    text = nova.render((nova.HERE / "conf/libvirt-hook.tmpl").read_text(), lxc)
     hook = machine.put("/srv/hook", text.replace('/sys/class/net/"$tap"', str(flags.parent)))
     machine.fake("ip")
     sed = Path(real("sed")).parent

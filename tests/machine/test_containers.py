@@ -68,7 +68,7 @@ def test_stopped_it_starts_again_as_it_was(cloud: Machine, box: str) -> None:
 
 @pytest.mark.parametrize("time", [1, 2, 3])
 def test_its_wire_is_up_each_time(cloud: Machine, box: str, time: int) -> None:
-    """Every second time it was not, before conf/lxc-hook.tmpl: Open vSwitch and libvirt set it up at the same moment."""
+    """Every second time it was not, before conf/libvirt-hook.tmpl: Open vSwitch and libvirt set it up at the same moment."""
     before = init()
     cloud.shell("openstack server reboot --hard --wait box")
     assert init() != before
