@@ -33,6 +33,7 @@ import fcntl
 import functools
 import getpass
 import hashlib
+import importlib
 import io
 import ipaddress
 import json
@@ -354,6 +355,9 @@ EMPTIED = (
     "state/libvirt/etc/qemu", "state/libvirt/etc/lxc", "state/libvirt/lib", "state/libvirt/run", "instances",
 )
 
+# What a cloud that was just made has in STATE; kept by the first run, copied by those that would make the same one.
+NEW = ("databases", "glance/images", "ovs/ovnnb.db")
+
 # What start begins without: it ended with the processes that it was about. Messages do not outlive RabbitMQ; switches and
 # their ports are made anew by create_bridges and by nova.
 ENDED = ("state/rabbit", "state/libvirt/run", "state/ovs/conf.db")
@@ -404,6 +408,8 @@ CONFIG_FILES = (
     ("conf/forward6.nft.tmpl",     CONF / "forward6.nft",         0o644, ROOT),
     ("conf/window.tmpl",           CONF / "window",               0o644, ROOT),
     ("conf/again.tmpl",            CONF / "again",                0o755, ROOT),
+    ("conf/fork.tmpl",             CONF / "fork",                 0o755, ROOT),
+    ("conf/preload.py",            CONF / "preload.py",           0o644, ROOT),
     ("conf/lost-builds.py",        CONF / "lost-builds.py",       0o644, ROOT),
     ("conf/test.tmpl",             CONF / "test",                 0o644, ROOT),
     ("conf/screenrc.tmpl",         CONF / "screenrc",             0o644, ROOT),
@@ -427,7 +433,7 @@ CONFIG_FILES = (
 
 
 class Service(NamedTuple):
-    """A row below: window, user, command, and where it answers: a URL, a host:port, a socket; "" where the APIs tell."""
+    """A row below: window, user, command, where it answers: a URL, a host:port, a socket, a queue; "" where the APIs tell."""
 
     window: str
     user: str
@@ -438,8 +444,9 @@ class Service(NamedTuple):
 API = "uwsgi --ini $CONF/uwsgi.ini --http-socket"
 NOVA_CONF = "--config-file $CONF/nova.conf --config-file $CONF/nova-db.conf"
 
-# What OpenStack stands on.
+# What OpenStack stands on. preload has imported what the services behind a "fork" need: conf/preload.py.
 SERVERS = (
+    Service("preload",      ROOT, "python $CONF/preload.py", "$STATE/run/preload-any"),
     Service("mysql",        USER, "mariadbd --defaults-file=$CONF/my.cnf --datadir=$STATE/databases/mysql", "$STATE/mysql/sock"),
     Service("rabbit",       USER, "env HOME=$STATE/rabbit /usr/lib/rabbitmq/bin/rabbitmq-server", "127.0.0.1:$RABBIT_PORT"),
     Service("ovsdb",        USER, "ovsdb-server --remote=p$OVSDB --unixctl=$OVS/ovsdb.ctl"
@@ -457,15 +464,15 @@ SERVERS = (
 # first of the others, because they all ask it who is asking.
 CONTROL = (
     Service("ovn",          ROOT, "ovn-controller $OVSDB"),
-    Service("keystone",     USER, f"{API} $HOST_IP:5000 --module keystone.wsgi.api:application", "http://$HOST_IP:5000/v3"),
-    Service("placement",    USER, f"{API} $HOST_IP:8778 --module placement.wsgi.api:application", "http://$HOST_IP:8778/"),
-    Service("network",      USER, f"{API} $HOST_IP:9696 --module neutron.wsgi.api:application", "http://$HOST_IP:9696/"),
-    Service("api",          USER, f"{API} $HOST_IP:8774 --module nova.wsgi.osapi_compute:application", "http://$HOST_IP:8774/"),
-    Service("conductor",    USER, f"nova-conductor {NOVA_CONF}"),
-    Service("glance",       USER, f"{API} $HOST_IP:9292 --module glance.wsgi.api:application", "http://$HOST_IP:9292/"),
-    Service("network-ovn",  USER, "neutron-ovn-maintenance-worker --config-file $CONF/neutron.conf"),
-    Service("metadata",     USER, f"{API} 127.0.0.1:8775 --module nova.wsgi.metadata:application", "http://127.0.0.1:8775/"),
-    Service("volume-api",   USER, f"{API} $HOST_IP:8776 --module cinder.wsgi.api:application"
+    Service("keystone",     USER, f"fork any {API} $HOST_IP:5000 -w keystone.wsgi.api", "http://$HOST_IP:5000/v3"),
+    Service("placement",    USER, f"fork any {API} $HOST_IP:8778 -w placement.wsgi.api", "http://$HOST_IP:8778/"),
+    Service("network",      USER, f"fork net {API} $HOST_IP:9696 -w neutron.wsgi.api", "http://$HOST_IP:9696/"),
+    Service("api",          USER, f"fork nova {API} $HOST_IP:8774 -w nova.wsgi.osapi_compute", "http://$HOST_IP:8774/"),
+    Service("conductor",    USER, f"fork nova nova-conductor {NOVA_CONF}", "amqp:conductor"),
+    Service("glance",       USER, f"fork any {API} $HOST_IP:9292 -w glance.wsgi.api", "http://$HOST_IP:9292/"),
+    Service("network-ovn",  USER, "fork net neutron-ovn-maintenance-worker --config-file $CONF/neutron.conf"),
+    Service("metadata",     USER, f"fork nova {API} 127.0.0.1:8775 -w nova.wsgi.metadata", "http://127.0.0.1:8775/"),
+    Service("volume-api",   USER, f"{API} $HOST_IP:8776 -w cinder.wsgi.api"
                                   " --pyargv '--config-file $CONF/cinder.conf'", "http://$HOST_IP:8776/"),
     Service("objectstore",  USER, "swift-proxy-server $CONF/swift-proxy.conf -v", "http://$HOST_IP:3333/healthcheck"),
     Service("ec2",          USER, "env PYTHONPATH=$CONF $EC2/bin/ec2-api --config-file $CONF/ec2api.conf", "http://$HOST_IP:8773/"),
@@ -475,9 +482,9 @@ CONTROL = (
 # Last: when they start, nova-compute asks the conductor, and waits ten seconds where there is none yet, and the
 # scheduler asks placement.
 WORKERS = (
-    Service("scheduler",    USER, f"nova-scheduler {NOVA_CONF}"),
-    Service("compute",      PRIVSEP, "nova-compute --config-file $CONF/nova.conf"),
-    Service("network-meta", PRIVSEP, "neutron-ovn-metadata-agent --config-file $CONF/neutron.conf"),
+    Service("scheduler",    USER, f"fork nova nova-scheduler {NOVA_CONF}", "amqp:scheduler"),
+    Service("compute",      PRIVSEP, "fork nova nova-compute --config-file $CONF/nova.conf"),
+    Service("network-meta", PRIVSEP, "fork net neutron-ovn-metadata-agent --config-file $CONF/neutron.conf"),
     Service("volume-sched", USER, "cinder-scheduler --config-file $CONF/cinder.conf"),
     Service("volume",       PRIVSEP, "cinder-volume --config-file $CONF/cinder.conf"),
 )
@@ -489,7 +496,7 @@ SERVICES = {service.window: service for service in SERVERS + CONTROL + WORKERS}
 # migrations alter constraints, and it opens a second writing session while its first is open). CELL is for nova-manage,
 # which puts the parts of nova's own connection in: a password has no place in argv.
 DATABASE_URLS = {
-    True:  dict(DATABASE="mysql+pymysql://nova:$MYSQL_PASS@localhost", QUERY=f"unix_socket={STATE}/mysql/sock",
+    True:  dict(DATABASE="mysql+pymysql://nova:$MYSQL_PASS@localhost", QUERY=f"unix_socket={STATE}/mysql/sock&ssl_disabled=true",
                 CELL="{scheme}://{username}:{password}@{hostname}"),
     False: dict(DATABASE=f"sqlite:///{STATE}/databases/sqlite", QUERY="plugin=immediate&timeout=60",
                 CELL=f"sqlite:///{STATE}/databases/sqlite"),
@@ -497,16 +504,16 @@ DATABASE_URLS = {
 # database, and the commands that fill it; these run beside those of the other rows
 DATABASES = (
     (("nova_api", "nova_cell0", "nova_cell1"), (
-        f"nova-manage {NOVA_CONF} api_db sync",
-        f"nova-manage {NOVA_CONF} cell_v2 map_cell0 --database_connection $CELL/nova_cell0?{{query}}",
-        f"nova-manage {NOVA_CONF} cell_v2 create_cell --name cell1 --database_connection $CELL/nova_cell1?{{query}}"
+        f"fork nova nova-manage {NOVA_CONF} api_db sync",
+        f"fork nova nova-manage {NOVA_CONF} cell_v2 map_cell0 --database_connection $CELL/nova_cell0?{{query}}",
+        f"fork nova nova-manage {NOVA_CONF} cell_v2 create_cell --name cell1 --database_connection $CELL/nova_cell1?{{query}}"
         " --transport-url {scheme}://{username}:{password}@{hostname}:{port}/",
-        f"nova-manage {NOVA_CONF} db sync")),
-    (("keystone",),  ("keystone-manage --config-file $CONF/keystone.conf db_sync",
-                      "keystone-manage --config-file $CONF/keystone.conf bootstrap")),
-    (("glance",),    ("glance-manage --config-file $CONF/glance-api.conf db_sync",)),
-    (("placement",), ("placement-manage --config-file $CONF/placement.conf db sync",)),
-    (("neutron",),   ("neutron-db-manage --config-file $CONF/neutron.conf upgrade heads",)),
+        f"fork nova nova-manage {NOVA_CONF} db sync")),
+    (("keystone",),  ("fork any keystone-manage --config-file $CONF/keystone.conf db_sync",
+                      "fork any keystone-manage --config-file $CONF/keystone.conf bootstrap")),
+    (("glance",),    ("fork any glance-manage --config-file $CONF/glance-api.conf db_sync",)),
+    (("placement",), ("fork any placement-manage --config-file $CONF/placement.conf db sync",)),
+    (("neutron",),   ("fork net neutron-db-manage --config-file $CONF/neutron.conf upgrade heads",)),
     (("cinder",),    ("cinder-manage --config-file $CONF/cinder.conf db sync",)),
     (("ec2api",),    ("$EC2/bin/ec2-api-manage --config-file $CONF/ec2api.conf db_sync",)),
 )
@@ -1174,6 +1181,17 @@ def open_window(cfg: Settings, service: Service) -> None:
     to_screen(cfg, "screen", "-t", service.window, "bash", "--rcfile", file, "-i")
 
 
+def service_of(window: str) -> psutil.Process | None:
+    """The process that a window's keep looks after; None while there is none."""
+    with contextlib.suppress(ValueError, psutil.Error, StopIteration):
+        keeper = psutil.Process(int(text_of(STATE / f"run/{window}.pid")))
+        besides = ("sleep", "keep")  # its pause, and what it does again
+        it = next(child for child in keeper.children() if child.name() not in besides)
+        line = it.cmdline()
+        return psutil.Process(int(line[line.index("fork") + 1])) if "fork" in line else it  # who waits: conf/fork.tmpl
+    return None
+
+
 def last_lines(window: str, count: int = 12) -> tuple[str, ...]:
     """The end of a window's log, without empty lines and colours."""
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", text_of(STATE / f"log/{window}.log"))
@@ -1182,7 +1200,9 @@ def last_lines(window: str, count: int = 12) -> tuple[str, ...]:
 
 
 def answers(place: str) -> bool:
-    """Does somebody answer at this URL, host:port or socket? An API that says no has answered too."""
+    """Does somebody answer at this URL, host:port or socket, or to this queue (amqp:NAME)? An API that says no has answered."""
+    if place.startswith("amqp:"):
+        return consumers(place.removeprefix("amqp:")) > 0
     try:
         if place.startswith("http"):
             return bool(urllib.request.urlopen(place, timeout=5).status)
@@ -1197,8 +1217,19 @@ def answers(place: str) -> bool:
         return False
 
 
+def consumers(queue: str) -> int:
+    """How many listen to a queue of RabbitMQ's; raises where there is no such queue, or no RabbitMQ yet."""
+    import amqp  # here: most verbs need none
+
+    login = dict(userid="nova", password=passwords(STATE)["RABBIT_PASS"], connect_timeout=5, read_timeout=5)
+    with amqp.Connection(f"127.0.0.1:{PATHS['RABBIT_PORT']}", **login) as rabbit:
+        return int(rabbit.channel().queue_declare(queue, passive=True).consumer_count)
+
+
 def looked_at(place: str) -> str:
     """The same as a shell looks."""
+    if place.startswith("amqp:"):
+        return f"rabbitmqctl --quiet list_queues name consumers | grep --quiet {shlex.quote(f'^{place[5:]}.[1-9]')}"
     if place.startswith("http"):
         return f"curl --silent --output /dev/null {place}"
     return f"(: </dev/tcp/{place.replace(':', '/')}) 2>/dev/null" if ":" in place else f"test -S {place}"
@@ -2157,7 +2188,7 @@ def site_packages(place: Path) -> Path:
 
 def compile_python(*folders: Path) -> None:
     """Once for all processes, so that none of them does it at its start."""
-    do(ENV / "bin/python", "-m", "compileall", "-q", "-j", "2", *folders)
+    do(ENV / "bin/python", "-m", "compileall", "-q", "-j", "2", "-x", "/tests/", *folders)
 
 
 def make_once(made_from: Path, key: str, make: Callable[[], None]) -> None:
@@ -2289,7 +2320,7 @@ def fill_databases(cfg: Settings) -> None:
     with step("Make the databases"):
         empty = ("--auth-root-authentication-method=socket", "--skip-test-db")
         do("mariadb-install-db", "--no-defaults", f"--datadir={place}/mysql", *empty, user=USER)
-        with started(cfg, SERVICES["mysql"], "--innodb-flush-log-at-trx-commit=0"):
+        with started(cfg, SERVICES["preload"]), started(cfg, SERVICES["mysql"], "--innodb-flush-log-at-trx-commit=0"):
             in_parallel(*(functools.partial(fill_database, cfg, *row) for row in rows(cfg, DATABASES)))
             with started(cfg, SERVICES["keystone"]):
                 register_services(cfg)
@@ -2356,11 +2387,12 @@ def fill_database(cfg: Settings, names: tuple[str, ...], commands: tuple[str, ..
     # keystone-manage bootstrap reads these: a password has no place in argv.
     urls = {f"OS_BOOTSTRAP_{kind}_URL": f"http://{cfg.HOST_IP}:5000/v3" for kind in ("PUBLIC", "INTERNAL")}
     env = {**urls, "OS_BOOTSTRAP_REGION_ID": "RegionOne", "OS_BOOTSTRAP_PASSWORD": values(cfg)["ADMIN_PASSWORD"]}
+    env |= {"PATH": f"{ENV}/bin:{CONF}:{PLAIN['PATH']}", "OS_NOVA_DISABLE_EVENTLET_PATCHING": "1"}  # see conf/preload.py
     for name in names if cfg.USE_MYSQL else {"neutron"} & {*names}:  # SQLite makes its files by itself
         do("mariadb", "--no-defaults", f"--socket={STATE}/mysql/sock", text=f"CREATE DATABASE {name};")
     for command in commands:
         program, *arguments = shlex.split(render(command, cfg))
-        do(ENV / "bin" / program, *arguments, user=USER, env=env, cwd=STATE)
+        do(CONF / program if program == "fork" else ENV / "bin" / program, *arguments, user=USER, env=env, cwd=STATE)
 
 
 def make_image() -> None:
@@ -2459,9 +2491,8 @@ def run_detached(cfg: Settings, yes: str = "") -> None:
     use_directory(cfg)
     create_bridges(cfg)
     start_control(cfg)
+    make_new(cfg)
     start_workers(cfg)
-    in_parallel(lambda: create_flavors(cfg), lambda: create_networks(cfg), lambda: upload_image(cfg))
-    create_projects(cfg)
     wait_for_hosts(cfg)
     smoke_test(cfg)
     keep(cfg)
@@ -2619,15 +2650,67 @@ def create_switch(schema: str = "openvswitch/vswitch", name: str = "conf") -> No
 
 
 def empty_databases(cfg: Settings) -> None:
-    """Every run is a fresh cloud: databases as install made them, no instances, no networks, no messages."""
+    """Every run is a fresh cloud: databases as install made them, or as the first such run left them; no instances, no messages."""
     with step("Empty the databases"):
         empty(EMPTIED)
         remove(*(path for path in (STATE / "log").glob("*.log") if path.name != "nova.log"))
-        copy = ("cp", "--archive", "--reflink=auto", "--sparse=always", "--no-target-directory")
-        do(*copy, kept_databases(cfg), STATE / "databases")
         create_switch()
-        create_switch("ovn/ovn-nb", "ovnnb")
         create_switch("ovn/ovn-sb", "ovnsb")
+        if is_new_kept(cfg):
+            copy_new(KEPT_NEW, STATE)
+        else:
+            do(*COPY, kept_databases(cfg), STATE / "databases")
+            create_switch("ovn/ovn-nb", "ovnnb")
+
+
+COPY = ("cp", "--archive", "--reflink=auto", "--sparse=always", "--no-target-directory")
+KEPT_NEW = STATE / "cache/new"
+
+
+def key_of_new(cfg: Settings) -> str:
+    """What a new cloud depends on; "" where it is not kept: SQLite's writers cannot be held, a directory may change."""
+    if not cfg.USE_MYSQL or cfg.DIRECTORY:
+        return ""
+    image = image_file(cfg).stat() if cfg.IMAGE and not DRY_RUN else None
+    parts = (
+        *(digest(HERE / "nova.py"), asdict(cfg), image and (image.st_size, image.st_mtime_ns), socket.gethostname()),
+        *(text_of(path) for path in (kept_databases(cfg).with_suffix(".made-from"), HOME / "images/made-from")),
+    )
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def is_new_kept(cfg: Settings) -> bool:
+    """Did an earlier run make the same cloud?"""
+    return text_of(KEPT_NEW.with_suffix(".made-from")) == (key_of_new(cfg) or None)
+
+
+def make_new(cfg: Settings) -> None:
+    """What a new cloud has, by the APIs; or it came with the databases."""
+    if is_new_kept(cfg):
+        return route_private(cfg)
+    in_parallel(lambda: create_flavors(cfg), lambda: create_networks(cfg), lambda: upload_image(cfg))
+    create_projects(cfg)
+    if key := key_of_new(cfg):
+        make_once(KEPT_NEW.with_suffix(".made-from"), key, keep_new)
+
+
+def keep_new() -> None:
+    """Copy it while its servers are held: the same files that they find after a crash, which they are made for."""
+    with step("Keep a copy of it"):
+        remove(KEPT_NEW)
+        held = [found.pid for window in ("mysql", "ovsdb") if (found := service_of(window))]
+        do("kill", "-STOP", *held)
+        try:
+            copy_new(STATE, KEPT_NEW)
+        finally:
+            do("kill", "-CONT", *held)
+
+
+def copy_new(old: Path, new: Path) -> None:
+    """All of NEW from one folder into another."""
+    for name in NEW:
+        make_folder((new / name).parent)
+        do(*COPY, old / name, new / name)
 
 
 def use_volumes(cfg: Settings) -> None:
@@ -2673,6 +2756,8 @@ def has_iscsi() -> bool:
 
 def start_session(cfg: Settings) -> None:
     """The screen session, and in it what OpenStack stands on."""
+    if not DRY_RUN:  # the APIs' client takes a second to import: beside what is waited for
+        threading.Thread(target=importlib.import_module, args=("openstack.connection",), daemon=True).start()
     with step("Start MariaDB, RabbitMQ, Open vSwitch, OVN and libvirt"):
         shell = ("bash", "--rcfile", CONF / "test", "-i")
         do("screen", "-c", CONF / "screenrc", "-d", "-m", "-S", cfg.SCREEN_NAME, "-t", "test", *shell)
@@ -2685,7 +2770,7 @@ def start_session(cfg: Settings) -> None:
 
 
 def start_services(cfg: Settings, table: tuple[Service, ...]) -> None:
-    """All at once, until they answer; but for rabbit: it is slow, and nobody needs it before the workers."""
+    """All at once, until they answer; but for rabbit: it is slow, and the conductor waits for it."""
     for service in rows(cfg, table):
         open_window(cfg, service)
     for service in rows(cfg, table):
@@ -2814,7 +2899,6 @@ def start_control(cfg: Settings) -> None:
 def start_workers(cfg: Settings) -> None:
     """What asks the others when it starts."""
     with step("Start scheduler, compute and network agents"):
-        wait_for_service(cfg, SERVICES["rabbit"])
         start_services(cfg, WORKERS)
 
 
@@ -3052,15 +3136,12 @@ def iso(seconds: float) -> str:
 
 def window_state(service: Service, ours: set[int]) -> dict[str, Any]:
     """Since when the service of a window runs, how often it was started again, and the memory (PSS) of its processes."""
-    path = STATE / f"run/{service.window}"
-    deaths = lines_of(path.with_suffix(".died"))
+    deaths = lines_of(STATE / f"run/{service.window}.died")
     state: dict[str, Any] = {"window": service.window, "running_since": None, "restarts": len(deaths), "memory": 0}
-    with contextlib.suppress(OSError, ValueError, psutil.Error, StopIteration):
-        keeper = psutil.Process(int(path.with_suffix(".pid").read_text()))
-        besides = ("sleep", "keep")  # its pause, and what it does again
-        it = next(child for child in keeper.children() if keeper.pid in ours and child.name() not in besides)
-        state["memory"] = sum(each.memory_full_info().pss for each in (it, *it.children(recursive=True)))
-        state["running_since"] = iso(it.create_time())
+    with contextlib.suppress(psutil.Error):
+        if (it := service_of(service.window)) and it.pid in ours:
+            state["memory"] = sum(each.memory_full_info().pss for each in (it, *it.children(recursive=True)))
+            state["running_since"] = iso(it.create_time())
     return state
 
 

@@ -1,0 +1,225 @@
+"""preload.py: imports what OpenStack's services need, once. Each is then forked from here, when conf/fork asks for it.
+
+An import takes seconds of processor and tens of MiB; what is forked has it at once, and shares the memory. What all need
+is imported first; then a process for each of KINDS, since their options do not fit into one configuration, imports the
+rest. Services are children of these and end with them; each has the credentials, the environment, the terminal and the
+life of the conf/fork that asked for it. Whoever was edited since it was imported is not forked: see is_stale.
+"""
+
+import contextlib
+import ctypes
+import gc
+import importlib
+import json
+import os
+import random
+import runpy
+import selectors
+import shlex
+import shutil
+import signal
+import socket
+import struct
+import sys
+import threading
+import traceback
+from typing import Any, NoReturn
+
+import setproctitle
+
+# fmt: off
+SHARED = (
+    "oslo_config.cfg", "oslo_log.log", "oslo_db.sqlalchemy.enginefacade", "oslo_policy.policy", "oslo_messaging.notify",
+    "oslo_messaging._drivers.impl_rabbit", "kombu.transport.pyamqp", "keystonemiddleware.auth_token", "keystoneauth1.loading",
+    "oslo_cache.backends.dictionary", "oslo_middleware", "oslo_middleware.healthcheck", "osprofiler.sqlalchemy", "dogpile.cache",
+    "pymysql", "jsonschema", "routes", "paste.urlmap", "OpenSSL.SSL", "cryptography.x509", "pyuwsgi",
+)
+# kind, its configuration, for what modules want to know of it while they are imported, and its modules
+KINDS = {
+    "nova": ("nova.conf", (
+        "nova.cmd.compute", "nova.cmd.conductor", "nova.cmd.scheduler", "nova.api.openstack.wsgi_app",
+        "nova.api.openstack.compute.routes", "nova.api.metadata.handler", "nova.compute.manager", "nova.conductor.manager",
+        "nova.scheduler.manager", "nova.scheduler.filters.compute_filter", "nova.virt.libvirt.driver", "nova.network.neutron",
+        "nova.servicegroup.drivers.db", "neutronclient.v2_0.client", "cinderclient.v3.client", "vif_plug_ovs.ovs",
+        "os_brick.initiator.connector",
+    )),
+    "net": ("neutron.conf", (
+        "neutron.server", "neutron.cmd.agents.ovn_metadata", "neutron.plugins.ml2.plugin", "neutron.services.ovn_l3.plugin",
+        "neutron.plugins.ml2.drivers.ovn.mech_driver.mech_driver", "neutron.pecan_wsgi.app", "novaclient.v2.client",
+    )),
+}
+# fmt: on
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NAME, SO_PEERGROUPS = 1, 4, 15, 59  # of prctl(2) and socket(7)
+prctl = ctypes.CDLL(None).prctl
+
+
+class WithoutEventlet:
+    """nova refuses to share a process with eventlet, which some modules import where they can."""
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name == "eventlet":
+            raise ModuleNotFoundError(name)
+
+
+def import_all(modules: tuple[str, ...]) -> None:
+    """What cannot be imported is told: the service that needs it will say so too."""
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except Exception:
+            traceback.print_exc()
+
+
+def fork(name: str) -> int:
+    """os.fork; the child is called `name` where processes are listed, and ends with its parent."""
+    parent = os.getpid()
+    if child := os.fork():
+        return child
+    end_with(parent, name)
+    return 0
+
+
+def end_with(parent: int, name: str) -> None:
+    """This process, called `name`, is told to end when its parent has ended."""
+    prctl(PR_SET_NAME, name.encode(), 0, 0, 0)
+    prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:
+        sys.exit("preload has ended")
+
+
+def files_now(*more: str) -> dict[str, int]:
+    """The files of all modules here, and when each was changed last (ns); 0 where it is gone."""
+    files = {*more} | {str(file) for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))}
+    return {file: changed(file) for file in files}
+
+
+def changed(file: str) -> int:
+    try:
+        return os.stat(file).st_mtime_ns
+    except OSError:
+        return 0
+
+
+def is_stale(files: dict[str, int]) -> bool:
+    """Was a module edited since? Then the service is to import all by itself, or an edit would not be seen."""
+    return any(changed(file) != when for file, when in files.items())
+
+
+def serve(kind: str, files: dict[str, int], others: tuple[int, ...] = ()) -> NoReturn:
+    """Fork a service for everyone who asks, and tell him its process and how it ended; end it when he has.
+
+    `others` are processes without which this one ends as well.
+    """
+    place, eyes = f"run/preload-{kind}", selectors.DefaultSelector()
+    if threading.active_count() > 1:
+        sys.exit(f"{kind}: one of its modules starts a thread, and nobody forks those")
+    door = socket.socket(socket.AF_UNIX)
+    if os.path.exists(place):
+        os.unlink(place)
+    door.bind(place)
+    os.chmod(place, 0o666)  # nobody gets more than he has: see become
+    door.listen(100)
+    gc.collect()
+    gc.freeze()  # what is here stays, and is not looked at again, so it stays shared
+    eyes.register(door, selectors.EVENT_READ)
+    for other in others:
+        eyes.register(os.pidfd_open(other), selectors.EVENT_READ)
+    while True:
+        for key, _ in eyes.select():
+            if key.fileobj is door:
+                answer(door.accept()[0], files, eyes)
+            elif isinstance(key.fileobj, socket.socket):  # who asked is gone
+                eyes.unregister(key.fileobj)
+                os.kill(key.data, signal.SIGKILL)
+            elif not key.data:
+                sys.exit("one of preload's processes has ended")
+            else:
+                asker, child = key.data
+                eyes.unregister(key.fileobj)
+                os.close(key.fd)
+                code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+                if asker in eyes.get_map():
+                    eyes.unregister(asker)
+                    with contextlib.suppress(OSError):
+                        asker.sendall(b"%d\n" % (code if code >= 0 else 128 - code))
+                asker.close()
+
+
+def answer(asker: socket.socket, files: dict[str, int], eyes: selectors.BaseSelector) -> None:
+    """One request: {argv, cwd, env} in JSON on a line, with standard input, output and error."""
+    wanted, fds = {}, list[int]()
+    try:
+        asker.settimeout(5)
+        text, fds, _, _ = socket.recv_fds(asker, 1 << 16, 3)
+        while not text.endswith(b"\n"):
+            text += asker.recv(1 << 16) or b"\n"
+        wanted = json.loads(text.strip() or b"{}")  # nothing: somebody looked whether we are here
+        if wanted and is_stale(files):
+            asker.sendall(b"0\n")
+            wanted = {}
+    except (OSError, ValueError):
+        traceback.print_exc()
+    if wanted and not (child := fork(os.path.basename(wanted["argv"][0]))):
+        become(wanted, fds, asker)
+    for fd in fds:
+        os.close(fd)
+    if not wanted:
+        return asker.close()
+    eyes.register(asker, selectors.EVENT_READ, child)
+    eyes.register(os.pidfd_open(child), selectors.EVENT_READ, (asker, child))
+    with contextlib.suppress(OSError):  # then its end is seen next
+        asker.sendall(b"%d\n" % child)
+
+
+def become(wanted: dict[str, Any], fds: list[int], asker: socket.socket) -> NoReturn:
+    """In the child: be what was asked for, with the credentials of who asked, as the kernel tells them."""
+    parent = os.getppid()
+    _, uid, gid = struct.unpack("3i", asker.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    groups = asker.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 1024)
+    for number, fd in enumerate(fds):
+        os.dup2(fd, number)
+    os.closerange(3, 1024)
+    os.setsid()
+    os.setgroups(struct.unpack(f"{len(groups) // 4}I", groups))
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+    prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)  # its own files in /proc are its own
+    end_with(parent, os.path.basename(wanted["argv"][0]))  # again: with other credentials the kernel forgets it
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.chdir(wanted["cwd"])
+    setproctitle.setproctitle(shlex.join(wanted["argv"]))  # before the environment goes, by which it finds the place
+    os.environ.clear()
+    os.environ.update(wanted["env"])
+    random.seed()
+    sys.argv = wanted["argv"]
+    path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
+    runpy.run_path(str(shutil.which(sys.argv[0], path=path)), run_name="__main__")
+    sys.exit()
+
+
+def main() -> None:
+    sys.dont_write_bytecode = True  # root's, in a user's tree
+    without = WithoutEventlet()
+    sys.meta_path.insert(0, without)
+    from oslo_config import cfg
+    from oslo_service import backend
+
+    backend.init_backend(backend.BackendType.THREADING)  # as nova and neutron do
+    import_all(SHARED)
+    others = list[int]()
+    for kind, (configuration, modules) in KINDS.items():
+        if other := fork(f"preload-{kind}"):
+            others.append(other)
+            continue
+        if kind != "nova":
+            sys.meta_path.remove(without)
+        cfg.CONF(args=[], default_config_files=[f"conf/{configuration}"])
+        import_all(modules)
+        cfg.CONF.clear()
+        serve(kind, files_now(f"conf/{configuration}"))
+    sys.meta_path.remove(without)
+    serve("any", files_now(), tuple(others))
+
+
+if __name__ == "__main__":
+    main()
