@@ -444,7 +444,8 @@ class Service(NamedTuple):
 API = "uwsgi --ini $CONF/uwsgi.ini --http-socket"
 NOVA_CONF = "--config-file $CONF/nova.conf --config-file $CONF/nova-db.conf"
 
-# What OpenStack stands on. preload has imported what the services behind a "fork" need: conf/preload.py.
+# What OpenStack stands on. Guests, which libvirtd starts, come after the control plane, or it would starve beside twenty that
+# boot (conf/libvirt-hook.tmpl); tini takes note of their end at once, where process 1 may not. preload has imported what the services behind a "fork" need: conf/preload.py.
 SERVERS = (
     Service("preload",      ROOT, "python $CONF/preload.py", "$STATE/run/preload-any"),
     Service("mysql",        USER, "mariadbd --defaults-file=$CONF/my.cnf --datadir=$STATE/databases/mysql", "$STATE/mysql/sock"),
@@ -453,7 +454,7 @@ SERVERS = (
                                   " $OVS/conf.db $OVS/ovnnb.db $OVS/ovnsb.db", "$OVS/db.sock"),
     Service("vswitchd",     ROOT, "ovs-vswitchd --unixctl=$OVS/vswitchd.ctl $OVSDB", "$OVS/vswitchd.ctl"),
     Service("northd",       USER, "ovn-northd --unixctl=$OVS/northd.ctl --ovnnb-db=$OVSDB --ovnsb-db=$OVSDB", "$OVS/northd.ctl"),
-    Service("libvirt",      ROOT, "libvirtd --pid-file $STATE/run/libvirtd.pid", "/run/libvirt/libvirt-sock"),
+    Service("libvirt",      ROOT, "tini -s -- nice -n 10 libvirtd --pid-file $STATE/run/libvirtd.pid", "/run/libvirt/libvirt-sock"),
     Service("ldap",         USER, "slapd -f $CONF/slapd.conf -h ldap://127.0.0.1:$LDAP_PORT -d none", "127.0.0.1:$LDAP_PORT"),
     Service("opendj",       ROOT, "bash $CONF/opendj", "127.0.0.1:$LDAP_PORT"),
     Service("tgt",          ROOT, "tgtd --foreground --iscsi portal=127.0.0.1:$TGT_PORT", "127.0.0.1:$TGT_PORT"),
@@ -1137,19 +1138,35 @@ def containers() -> list[str]:
     return re.findall("<uuid>(.*)</uuid>", "".join(path.read_text() for path in STATE.glob("libvirt/etc/lxc/*.xml")))
 
 
+def those_left(those: list[psutil.Process]) -> list[psutil.Process]:
+    """Who of them still runs. Who has ended may be listed for seconds, where process 1 is slow to take note."""
+
+    def runs(process: psutil.Process) -> bool:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+        return False
+
+    return [process for process in those if runs(process)]
+
+
 def end_processes(those: list[psutil.Process], seconds: float) -> None:
     """Ask them to end (SIGTERM), wait for so long, and make the rest (SIGKILL), with what they started."""
+
+    def await_end(until: float) -> list[psutil.Process]:
+        while (left := those_left(those)) and time.monotonic() < until:
+            time.sleep(0.02)
+        return left
 
     def end() -> None:
         for process in those:
             with contextlib.suppress(psutil.Error):
                 process.terminate()
-        for process in psutil.wait_procs(those, timeout=seconds)[1]:
+        for process in await_end(time.monotonic() + seconds):
             with contextlib.suppress(psutil.Error):
                 log.info("killed: %s", process.cmdline())
                 for each in (process, *process.children(recursive=True)):
                     each.kill()
-        psutil.wait_procs(those, timeout=5)
+        await_end(time.monotonic() + 5)
 
     if those:
         change(shlex.join(["kill", *(str(process.pid) for process in those)]), end)
@@ -1187,6 +1204,8 @@ def service_of(window: str) -> psutil.Process | None:
         keeper = psutil.Process(int(text_of(STATE / f"run/{window}.pid")))
         besides = ("sleep", "keep")  # its pause, and what it does again
         it = next(child for child in keeper.children() if child.name() not in besides)
+        if it.name() == "tini":
+            it = it.children()[0]
         line = it.cmdline()
         return psutil.Process(int(line[line.index("fork") + 1])) if "fork" in line else it  # who waits: conf/fork.tmpl
     return None
@@ -3321,18 +3340,21 @@ def end_windows(services: tuple[Service, ...], seconds: float) -> None:
     end_processes([p for p in processes() if p.pid in keepers], seconds)
 
 
-def take_down(cfg: Settings, seconds: float = 3) -> None:
-    """End windows and guests, OpenStack before what it stands on; then whatever of ours is still there."""
+def take_down(cfg: Settings, seconds: float = 0.5) -> None:
+    """End windows and guests, OpenStack before what it stands on; then whatever of ours is still there.
+
+    `seconds` are for what OpenStack stands on, whose data is kept; clean, as a crash, gives it hardly any.
+    """
     if "ovs-vswitchd" in [process.name() for process in processes()]:  # a run that was cut off before it marked them
         mark_bridges()
-    end_windows(CONTROL + WORKERS, 3)
+    end_windows(CONTROL + WORKERS, min(seconds, 3))
     end_windows(SERVERS, seconds)
     if session(cfg) in [p.pid for p in processes()]:
         forgiven(to_screen, cfg, "quit")
     for pid in (pid for pid, lives in sessions(cfg).items() if not lives):
         forgiven(do, "screen", "-wipe", f"{pid}.{cfg.SCREEN_NAME}")
     for _ in range(1 if DRY_RUN else 5):  # again, for what one of them started meanwhile
-        end_processes(processes(), 1)
+        end_processes(processes(), min(seconds, 1))
     remove(*(STATE / "run").glob("*"))
 
 
