@@ -62,7 +62,7 @@ import zlib
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -447,9 +447,9 @@ NOVA_CONF = "--config-file $CONF/nova.conf --config-file $CONF/nova-db.conf"
 # What OpenStack stands on. Guests, which libvirtd starts, come after the control plane, or it would starve beside twenty that
 # boot (conf/libvirt-hook.tmpl); tini takes note of their end at once, where process 1 may not. preload has imported what the services behind a "fork" need: conf/preload.py.
 SERVERS = (
+    Service("rabbit",       USER, "env HOME=$STATE/rabbit /usr/lib/rabbitmq/bin/rabbitmq-server", "127.0.0.1:$RABBIT_PORT"),
     Service("preload",      ROOT, "python $CONF/preload.py", "$STATE/run/preload-any"),
     Service("mysql",        USER, "mariadbd --defaults-file=$CONF/my.cnf --datadir=$STATE/databases/mysql", "$STATE/mysql/sock"),
-    Service("rabbit",       USER, "env HOME=$STATE/rabbit /usr/lib/rabbitmq/bin/rabbitmq-server", "127.0.0.1:$RABBIT_PORT"),
     Service("ovsdb",        USER, "ovsdb-server --remote=p$OVSDB --unixctl=$OVS/ovsdb.ctl"
                                   " $OVS/conf.db $OVS/ovnnb.db $OVS/ovnsb.db", "$OVS/db.sock"),
     Service("vswitchd",     ROOT, "ovs-vswitchd --unixctl=$OVS/vswitchd.ctl $OVSDB", "$OVS/vswitchd.ctl"),
@@ -471,7 +471,6 @@ CONTROL = (
     Service("api",          USER, f"fork nova {API} $HOST_IP:8774 -w nova.wsgi.osapi_compute", "http://$HOST_IP:8774/"),
     Service("conductor",    USER, f"fork nova nova-conductor {NOVA_CONF}", "amqp:conductor"),
     Service("glance",       USER, f"fork any {API} $HOST_IP:9292 -w glance.wsgi.api", "http://$HOST_IP:9292/"),
-    Service("network-ovn",  USER, "fork net neutron-ovn-maintenance-worker --config-file $CONF/neutron.conf"),
     Service("metadata",     USER, f"fork nova {API} 127.0.0.1:8775 -w nova.wsgi.metadata", "http://127.0.0.1:8775/"),
     Service("volume-api",   USER, f"{API} $HOST_IP:8776 -w cinder.wsgi.api"
                                   " --pyargv '--config-file $CONF/cinder.conf'", "http://$HOST_IP:8776/"),
@@ -486,6 +485,7 @@ WORKERS = (
     Service("scheduler",    USER, f"fork nova nova-scheduler {NOVA_CONF}", "amqp:scheduler"),
     Service("compute",      PRIVSEP, "fork nova nova-compute --config-file $CONF/nova.conf"),
     Service("network-meta", PRIVSEP, "fork net neutron-ovn-metadata-agent --config-file $CONF/neutron.conf"),
+    Service("network-ovn",  USER, "fork net neutron-ovn-maintenance-worker --config-file $CONF/neutron.conf"),
     Service("volume-sched", USER, "cinder-scheduler --config-file $CONF/cinder.conf"),
     Service("volume",       PRIVSEP, "cinder-volume --config-file $CONF/cinder.conf"),
 )
@@ -2059,6 +2059,7 @@ def install(cfg: Settings, for_a_new_one: bool = False) -> None:
     private_libvirt(cfg)
     make_users()
     link_modules(cfg)
+    link_plugins()
     use_elsewhere(cfg)
     make_folders(cfg)
     write_config(cfg)
@@ -2243,6 +2244,21 @@ def link_modules(cfg: Settings) -> None:
     for _, files in rows(cfg, MODULES):
         change(f"ln --symbolic --target-directory={place} {modules}/{files}", functools.partial(link, files))
     write_file(site_packages(ENV) / "distribution.pth", f"{place}\n")
+
+
+def link_plugins() -> None:
+    """RabbitMQ itself, without its plugins, none of which is used: when it starts, it reads them all, for a second."""
+    place, plugins = STATE / "rabbit-plugins", Path("/usr/lib/rabbitmq/lib")
+
+    def link() -> None:
+        for folder in plugins.glob("rabbitmq_server-*/plugins/*"):
+            if folder.name.startswith("rabbitmq_prelaunch") or not folder.name.startswith("rabbitmq_"):
+                (place / folder.name).symlink_to(folder)
+
+    remove(place)
+    make_folder(place)
+    own = "but for rabbitmq_[!p]*"
+    change(f"ln --symbolic --target-directory={place} {plugins}/rabbitmq_server-*/plugins/*  # {own}", link)
 
 
 def make_folders(cfg: Settings) -> None:
@@ -2509,9 +2525,14 @@ def run_detached(cfg: Settings, yes: str = "") -> None:
     start_session(cfg)
     use_directory(cfg)
     create_bridges(cfg)
-    start_control(cfg)
-    make_new(cfg)
-    start_workers(cfg)
+    if is_new_kept(cfg):
+        start_control(cfg, WORKERS)
+        start_workers(cfg, ())
+        route_private(cfg)
+    else:
+        start_control(cfg)
+        make_new(cfg)
+        start_workers(cfg)
     wait_for_hosts(cfg)
     smoke_test(cfg)
     keep(cfg)
@@ -2537,11 +2558,11 @@ def start(cfg: Settings) -> None:
     start_session(cfg)
     use_directory(cfg)
     create_bridges(cfg)
-    start_control(cfg)
+    ran, began = servers_that_ran(cfg), datetime.now(UTC).replace(tzinfo=None)
+    start_control(cfg, WORKERS)
+    start_workers(cfg, ())
     route_private(cfg)
-    ran, reports = servers_that_ran(cfg), compute_reports(cfg)
-    start_workers(cfg)
-    wait_for_instances(cfg, ran, reports)
+    wait_for_instances(cfg, ran, began)
     wait_for_hosts(cfg)  # not before: asked for its volume hosts, cinder waits a minute for a scheduler that is not there yet
     write_file(STATE / "run/up", "")
     say_how_to_use(cfg)
@@ -2647,9 +2668,9 @@ def what_it_has(cfg: Settings) -> dict[str, list[str]]:
         return {"instances": domains}
 
 
-def names_in(cfg: Settings, database: str, those: str) -> list[str]:
-    """The names in a database of THINGS."""
-    query = f"SELECT display_name FROM {those}"  # noqa: S608 (a row of ours)
+def names_in(cfg: Settings, database: str, those: str, column: str = "display_name") -> list[str]:
+    """The names in a database of THINGS, or another column."""
+    query = f"SELECT {column} FROM {those}"  # noqa: S608 (a row of ours)
     if not cfg.USE_MYSQL:
         place = f"file:{STATE}/databases/sqlite/{database}?mode=ro"
         with contextlib.closing(sqlite3.connect(place, uri=True, timeout=10)) as file:
@@ -2704,9 +2725,7 @@ def is_new_kept(cfg: Settings) -> bool:
 
 
 def make_new(cfg: Settings) -> None:
-    """What a new cloud has, by the APIs; or it came with the databases."""
-    if is_new_kept(cfg):
-        return route_private(cfg)
+    """What a new cloud has, by the APIs; later runs have it from its copy."""
     in_parallel(lambda: create_flavors(cfg), lambda: create_networks(cfg), lambda: upload_image(cfg))
     create_projects(cfg)
     if key := key_of_new(cfg):
@@ -2785,13 +2804,18 @@ def start_session(cfg: Settings) -> None:
             to_screen(cfg, "hardstatus", "alwayslastline", "%-w%{= BW}%50>%n* %t%{-}%+w%< %= %H")
         if cfg.LIBVIRT_TYPE == "lxc":
             record_groups()
-        start_services(cfg, SERVERS)
+        open_windows(cfg, SERVERS)
+        wait_for_services(cfg, SERVERS)
 
 
-def start_services(cfg: Settings, table: tuple[Service, ...]) -> None:
-    """All at once, until they answer; but for rabbit: it is slow, and the conductor waits for it."""
+def open_windows(cfg: Settings, table: tuple[Service, ...]) -> None:
+    """All at once."""
     for service in rows(cfg, table):
         open_window(cfg, service)
+
+
+def wait_for_services(cfg: Settings, table: tuple[Service, ...]) -> None:
+    """Until they answer; but for rabbit: it is slow, and the conductor waits for it."""
     for service in rows(cfg, table):
         if service.window != "rabbit":
             wait_for_service(cfg, service)
@@ -2907,18 +2931,24 @@ def has_kernel_datapath() -> bool:
     return Path("/sys/module/openvswitch").exists()
 
 
-def start_control(cfg: Settings) -> None:
-    """The APIs and what works for them."""
+def start_control(cfg: Settings, workers: tuple[Service, ...] = ()) -> None:
+    """The APIs and what works for them; beside those that are slower, `workers`, once those answer whom these ask."""
     with step("Start the APIs"):
-        start_services(cfg, CONTROL)
+        open_windows(cfg, CONTROL)
+        wait_for_service(cfg, SERVICES["keystone"])
         # keystone reads its rules when they are first needed; where two ask at once, it refuses one (seen with 30.0.0).
         those_of(cfg, "identity.services")
+        for window in ("placement", "conductor"):
+            wait_for_service(cfg, SERVICES[window])
+        open_windows(cfg, workers)
+        wait_for_services(cfg, CONTROL)
 
 
-def start_workers(cfg: Settings) -> None:
-    """What asks the others when it starts."""
+def start_workers(cfg: Settings, workers: tuple[Service, ...] = WORKERS) -> None:
+    """What asks the others when it starts: open the windows of these, and wait for all."""
     with step("Start scheduler, compute and network agents"):
-        start_services(cfg, WORKERS)
+        open_windows(cfg, workers)
+        wait_for_services(cfg, WORKERS)
 
 
 def create_flavors(cfg: Settings) -> None:
@@ -3023,15 +3053,17 @@ def wait_for_hosts(cfg: Settings) -> None:
             wait_for("the volume host in the scheduler", pools, 90, SERVICES["volume"])
 
 
-def servers_that_ran(cfg: Settings) -> list[Any]:
-    """The instances that have to run: those that nova believes do, but for one that is being deleted."""
-    servers = those_of(cfg, "compute.servers", all_projects=True)
-    return [each for each in servers if each.status == "ACTIVE" and not each.task_state]
+def servers_that_ran(cfg: Settings) -> list[str]:
+    """The ids of the instances that have to run: those that nova believes do, but for one that something is being done to."""
+    if DRY_RUN:
+        return []
+    return names_in(cfg, "nova_cell1", "instances WHERE deleted = 0 AND vm_state = 'active' AND task_state IS NULL", "uuid")
 
 
-def compute_reports(cfg: Settings) -> list[str]:
-    """When nova-compute told last that it is well: for the first time once it has gone through all of its instances."""
-    return [str(each.updated_at) for each in those_of(cfg, "compute.services", binary="nova-compute")]
+def has_reported(cfg: Settings, since: datetime) -> bool:
+    """Has nova-compute told that it is well: for the first time once it has gone through all of its instances?"""
+    told = [each.updated_at for each in those_of(cfg, "compute.services", binary="nova-compute")]
+    return any(each and datetime.fromisoformat(each) > since for each in told)
 
 
 def running_guests(cfg: Settings) -> set[str]:
@@ -3040,18 +3072,19 @@ def running_guests(cfg: Settings) -> set[str]:
     return set(ask("virsh", "--connect", place, "list", "--uuid", "--state-running", default="").split())
 
 
-def wait_for_instances(cfg: Settings, ran: list[Any], reports: list[str]) -> None:
+def wait_for_instances(cfg: Settings, ran: list[str], began: datetime) -> None:
     """Until every instance that ran is ACTIVE and runs. nova-compute sees to it (nova.conf: resume_guests_state_on_host_boot).
 
     But not for one that was paused by a full disk: it is asked to reboot that one.
     """
     with step(f"Wait for nova-compute, and for {len(ran)} instances to run again"):
         limit = 90 + 30 * len(ran)
-        wait_for("nova-compute", lambda: compute_reports(cfg) != reports, limit, SERVICES["compute"])
-        for server in ran:
+        wait_for("nova-compute", lambda: has_reported(cfg, began), limit, SERVICES["compute"])
+        servers = [cloud(cfg).compute.get_server(each) for each in ran]
+        for server in servers:
             if is_active(cfg, server) and server.id not in running_guests(cfg):
                 api(cfg, f"openstack server reboot --hard {server.id}", "compute.reboot_server", server, "HARD")
-        for server in ran:
+        for server in servers:
             again = lambda server=server: is_active(cfg, server) and server.id in running_guests(cfg)
             wait_for(f"the instance {server.name}", again, limit)
 
@@ -3348,6 +3381,7 @@ def take_down(cfg: Settings, seconds: float = 0.5) -> None:
     if "ovs-vswitchd" in [process.name() for process in processes()]:  # a run that was cut off before it marked them
         mark_bridges()
     end_windows(CONTROL + WORKERS, min(seconds, 3))
+    end_windows((SERVICES["rabbit"],), 0)  # its messages do not outlive it (ENDED), and it takes a second to end
     end_windows(SERVERS, seconds)
     if session(cfg) in [p.pid for p in processes()]:
         forgiven(to_screen, cfg, "quit")

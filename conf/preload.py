@@ -6,6 +6,7 @@ rest. Services are children of these and end with them; each has the credentials
 life of the conf/fork that asked for it. Whoever was edited since it was imported is not forked: see is_stale.
 """
 
+import atexit
 import contextlib
 import ctypes
 import gc
@@ -192,8 +193,15 @@ def become(wanted: dict[str, Any], fds: list[int], asker: socket.socket) -> NoRe
     os.environ.update(wanted["env"])
     random.seed()
     sys.argv = wanted["argv"]
+    codes = [1]
+    atexit.register(lambda: os._exit(codes[0]))  # last of all: nobody takes apart module by module what is shared
     path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
-    runpy.run_path(str(shutil.which(sys.argv[0], path=path)), run_name="__main__")
+    try:
+        runpy.run_path(str(shutil.which(sys.argv[0], path=path)), run_name="__main__")
+        codes[0] = 0
+    except SystemExit as ended:
+        codes[0] = int(ended.code or 0) if isinstance(ended.code, int | None) else 1
+        raise
     sys.exit()
 
 
