@@ -43,6 +43,7 @@ import platform
 import pwd
 import re
 import secrets
+import selectors
 import shlex
 import shutil
 import signal
@@ -444,8 +445,9 @@ class Service(NamedTuple):
 API = "uwsgi --ini $CONF/uwsgi.ini --http-socket"
 NOVA_CONF = "--config-file $CONF/nova.conf --config-file $CONF/nova-db.conf"
 
-# What OpenStack stands on. Guests, which libvirtd starts, come after the control plane, or it would starve beside twenty that
-# boot (conf/libvirt-hook.tmpl); tini takes note of their end at once, where process 1 may not. preload has imported what the services behind a "fork" need: conf/preload.py.
+# What OpenStack stands on. preload has imported what the services behind a "fork" need: conf/preload.py. Guests, which
+# libvirtd starts, come after the control plane, or it would starve beside twenty that boot (conf/libvirt-hook.tmpl); tini
+# takes note of their end at once, where process 1 may not.
 SERVERS = (
     Service("rabbit",       USER, "env HOME=$STATE/rabbit /usr/lib/rabbitmq/bin/rabbitmq-server", "127.0.0.1:$RABBIT_PORT"),
     Service("preload",      ROOT, "python $CONF/preload.py", "$STATE/run/preload-any"),
@@ -454,7 +456,8 @@ SERVERS = (
                                   " $OVS/conf.db $OVS/ovnnb.db $OVS/ovnsb.db", "$OVS/db.sock"),
     Service("vswitchd",     ROOT, "ovs-vswitchd --unixctl=$OVS/vswitchd.ctl $OVSDB", "$OVS/vswitchd.ctl"),
     Service("northd",       USER, "ovn-northd --unixctl=$OVS/northd.ctl --ovnnb-db=$OVSDB --ovnsb-db=$OVSDB", "$OVS/northd.ctl"),
-    Service("libvirt",      ROOT, "tini -s -- nice -n 10 libvirtd --pid-file $STATE/run/libvirtd.pid", "/run/libvirt/libvirt-sock"),
+    Service("libvirt",      ROOT, "tini -s -- nice -n 10 libvirtd --pid-file $STATE/run/libvirtd.pid",
+                                  "/run/libvirt/libvirt-sock"),
     Service("ldap",         USER, "slapd -f $CONF/slapd.conf -h ldap://127.0.0.1:$LDAP_PORT -d none", "127.0.0.1:$LDAP_PORT"),
     Service("opendj",       ROOT, "bash $CONF/opendj", "127.0.0.1:$LDAP_PORT"),
     Service("tgt",          ROOT, "tgtd --foreground --iscsi portal=127.0.0.1:$TGT_PORT", "127.0.0.1:$TGT_PORT"),
@@ -1138,35 +1141,39 @@ def containers() -> list[str]:
     return re.findall("<uuid>(.*)</uuid>", "".join(path.read_text() for path in STATE.glob("libvirt/etc/lxc/*.xml")))
 
 
-def those_left(those: list[psutil.Process]) -> list[psutil.Process]:
-    """Who of them still runs. Who has ended may be listed for seconds, where process 1 is slow to take note."""
+def send(number: signal.Signals, those: list[psutil.Process]) -> None:
+    """A signal to those of them that are there."""
+    for process in those:
+        with contextlib.suppress(psutil.Error):
+            process.send_signal(number)
 
-    def runs(process: psutil.Process) -> bool:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-        return False
 
-    return [process for process in those if runs(process)]
+def await_end(those: list[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Who of them still runs after so long. Who has ended may be listed for seconds more, where process 1 is slow."""
+    until, eyes = time.monotonic() + seconds, selectors.DefaultSelector()
+    for process in those:
+        with contextlib.suppress(ProcessLookupError):
+            eyes.register(os.pidfd_open(process.pid), selectors.EVENT_READ, process)  # readable when it has ended
+    while eyes.get_map() and (ended := eyes.select(max(until - time.monotonic(), 0))):
+        for key, _ in ended:
+            eyes.unregister(key.fd)
+            os.close(key.fd)
+    left = [key.data for key in eyes.get_map().values()]
+    for key in eyes.get_map().values():
+        os.close(key.fd)
+    return left
 
 
 def end_processes(those: list[psutil.Process], seconds: float) -> None:
     """Ask them to end (SIGTERM), wait for so long, and make the rest (SIGKILL), with what they started."""
 
-    def await_end(until: float) -> list[psutil.Process]:
-        while (left := those_left(those)) and time.monotonic() < until:
-            time.sleep(0.02)
-        return left
-
     def end() -> None:
-        for process in those:
-            with contextlib.suppress(psutil.Error):
-                process.terminate()
-        for process in await_end(time.monotonic() + seconds):
+        send(signal.SIGTERM, those)
+        for process in await_end(those, seconds):
             with contextlib.suppress(psutil.Error):
                 log.info("killed: %s", process.cmdline())
-                for each in (process, *process.children(recursive=True)):
-                    each.kill()
-        await_end(time.monotonic() + 5)
+                send(signal.SIGKILL, [process, *process.children(recursive=True)])
+        await_end(those, 5)
 
     if those:
         change(shlex.join(["kill", *(str(process.pid) for process in those)]), end)
@@ -1238,7 +1245,7 @@ def answers(place: str) -> bool:
 
 def consumers(queue: str) -> int:
     """How many listen to a queue of RabbitMQ's; raises where there is no such queue, or no RabbitMQ yet."""
-    import amqp  # here: most verbs need none
+    import amqp  # type: ignore[import-untyped]  # here: most verbs need none
 
     login = dict(userid="nova", password=passwords(STATE)["RABBIT_PASS"], connect_timeout=5, read_timeout=5)
     with amqp.Connection(f"127.0.0.1:{PATHS['RABBIT_PORT']}", **login) as rabbit:
@@ -2690,7 +2697,7 @@ def create_switch(schema: str = "openvswitch/vswitch", name: str = "conf") -> No
 
 
 def empty_databases(cfg: Settings) -> None:
-    """Every run is a fresh cloud: databases as install made them, or as the first such run left them; no instances, no messages."""
+    """Every run is a fresh cloud: databases as install made them, or as the first such run did; no instances, no messages."""
     with step("Empty the databases"):
         empty(EMPTIED)
         remove(*(path for path in (STATE / "log").glob("*.log") if path.name != "nova.log"))
@@ -2736,12 +2743,12 @@ def keep_new() -> None:
     """Copy it while its servers are held: the same files that they find after a crash, which they are made for."""
     with step("Keep a copy of it"):
         remove(KEPT_NEW)
-        held = [found.pid for window in ("mysql", "ovsdb") if (found := service_of(window))]
-        do("kill", "-STOP", *held)
+        held = [found for window in ("mysql", "ovsdb") if (found := service_of(window))]
+        change("# hold mariadbd and ovsdb-server (kill -STOP)", lambda: send(signal.SIGSTOP, held))
         try:
             copy_new(STATE, KEPT_NEW)
         finally:
-            do("kill", "-CONT", *held)
+            change("# and let them go on (kill -CONT)", lambda: send(signal.SIGCONT, held))
 
 
 def copy_new(old: Path, new: Path) -> None:

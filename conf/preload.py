@@ -1,3 +1,4 @@
+# written by nova.py; edit conf/preload.py
 """preload.py: imports what OpenStack's services need, once. Each is then forked from here, when conf/fork asks for it.
 
 An import takes seconds of processor and tens of MiB; what is forked has it at once, and shares the memory. What all need
@@ -118,7 +119,7 @@ def serve(kind: str, files: dict[str, int], others: tuple[int, ...] = ()) -> NoR
     if os.path.exists(place):
         os.unlink(place)
     door.bind(place)
-    os.chmod(place, 0o666)  # nobody gets more than he has: see become
+    os.chmod(place, 0o666)  # noqa: S103 # nosec B103 (nobody gets more than he has: become)
     door.listen(100)
     gc.collect()
     gc.freeze()  # what is here stays, and is not looked at again, so it stays shared

@@ -104,7 +104,8 @@ def test_a_window_and_its_processes(cfg: nova.Settings, machine: Machine, real: 
         machine.put(nova.STATE / "run/glance.pid", f"{keeper.pid}\n")
         machine.put(nova.STATE / "run/glance.died", "once\nand again\n")
         state: dict[str, Any] = {}
-        nova.wait_for("its child", lambda: state.update(seen(keeper.pid)) or state["running_since"], 10)
+        children = lambda: [child.pid for child in psutil.Process(keeper.pid).children()]
+        nova.wait_for("its child", lambda: state.update(seen(*children())) or state["running_since"], 10)
         assert state["restarts"] == 2 and state["memory"] > 0
         assert seen(os.getpid())["running_since"] is None, "a process that is not of this cloud does not count"
     finally:
@@ -113,6 +114,6 @@ def test_a_window_and_its_processes(cfg: nova.Settings, machine: Machine, real: 
         keeper.wait()
 
 
-def seen(ours: int) -> dict[str, Any]:
-    """What status says of the window glance, where this process is one of the cloud's."""
-    return nova.window_state(nova.SERVICES["glance"], {ours})
+def seen(*ours: int) -> dict[str, Any]:
+    """What status says of the window glance, where these processes are the cloud's."""
+    return nova.window_state(nova.SERVICES["glance"], {*ours})

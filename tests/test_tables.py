@@ -51,9 +51,9 @@ def test_a_service_is_a_command_of_a_known_user(service: nova.Service, made: nov
 
 
 @pytest.mark.parametrize("service", [s for s in SERVICES if s.answers], ids=lambda s: s.window)
-def test_what_answers_is_a_url_a_port_or_a_socket(service: nova.Service, made: nova.Settings) -> None:
+def test_what_answers_is_a_url_a_port_a_socket_or_a_queue(service: nova.Service, made: nova.Settings) -> None:
     place = nova.render(service.answers, made)
-    assert re.fullmatch(r"http://[\d.]+:\d+/\S*|[\d.]+:\d+|/\S+", place)
+    assert re.fullmatch(r"http://[\d.]+:\d+/\S*|[\d.]+:\d+|/\S+|amqp:\S+", place)
     if place.startswith("http"):  # it is asked where it listens: its command says so, or the file that it names
         files = [HERE / row[0] for row in nova.CONFIG_FILES if f"$CONF/{row[1].name}" in service.command.split()]
         bound = [":".join(both) for file in files for both in re.findall(BIND, nova.render(file.read_text(), made), re.M)]
@@ -86,7 +86,7 @@ def test_the_services_are_in_the_order_in_which_they_are_started() -> None:
 @pytest.mark.parametrize("command", [c for _, commands in nova.DATABASES for c in commands])
 def test_a_database_command_renders(command: str, made: nova.Settings) -> None:
     words = shlex.split(nova.render(command, made))
-    assert words[0].endswith("-manage")
+    assert words[2 if words[0] == "fork" else 0].endswith("-manage")
     assert [w for w in words if "$" in w] == []
 
 

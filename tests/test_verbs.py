@@ -853,7 +853,7 @@ def test_openstack_ends_before_what_it_stands_on(
     monkeypatch.setattr(nova, "end_processes", lambda those, s: (ended.append({p.pid for p in those}), end(those, s)))
     fake("screen", NO_SESSION)
     nova.take_down(cfg)
-    assert ended[:2] == [{windows["api"], windows["compute"]}, {windows["mysql"]}]
+    assert [those for those in ended if those][:2] == [{windows["api"], windows["compute"]}, {windows["mysql"]}]
 
 
 @pytest.fixture
