@@ -208,6 +208,7 @@ def become(wanted: dict[str, Any], fds: list[int], asker: socket.socket) -> NoRe
 
 def main() -> None:
     sys.dont_write_bytecode = True  # root's, in a user's tree
+    prctl(PR_SET_NAME, b"preload", 0, 0, 0)
     without = WithoutEventlet()
     sys.meta_path.insert(0, without)
     from oslo_config import cfg

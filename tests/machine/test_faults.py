@@ -121,9 +121,10 @@ def service(cloud: Machine, window: str) -> psutil.Process | None:
     """The process of a window's service."""
     try:
         keeper = psutil.Process(int(read(cloud.folder / f"nova/state/run/{window}.pid") or 0))
-        running = [
-            child for child in keeper.children(recursive=True) if child.name() not in ("sleep", "keep", "sh", "bash", "setpriv")
-        ]
+        others = ("sleep", "keep", "sh", "bash", "setpriv", "tini", "qemu-system-x86")
+        children = keeper.children(recursive=True)
+        forked = [line[4] for child in children if (line := child.cmdline())[3:4] == ["fork"]]  # conf/fork, which waits for it
+        running = [psutil.Process(int(forked[0]))] if forked else [each for each in children if each.name() not in others]
         return running[0] if running else None
     except (psutil.Error, ValueError):
         return None

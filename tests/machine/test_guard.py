@@ -21,8 +21,10 @@ from .conftest import FAR, Machine, eventually, on
 
 pytestmark = on("vlan")
 
-# What is root's among the cloud's processes: its windows, and what wires networks and starts instances; no OpenStack.
+# What is root's among the cloud's processes: its windows, what wires networks and starts instances, and what becomes
+# OpenStack's services when it has given up being root; none of these.
 ROOTS = {"screen", "bash", "keep", "sleep", "ovs-vswitchd", "ovn-controller", "libvirtd", "virtlogd", "tgtd", "iscsid"}
+ROOTS |= {"tini", "preload", "preload-nova", "preload-net"}
 # privsep's helpers, and the capabilities that each keeps, by their numbers in capabilities(7).
 HELPERS = {
     "nova.privsep.sys_admin_pctxt": {0, 1, 2, 3, 12, 21},
@@ -113,7 +115,8 @@ def group(name: str) -> int:
 
 def window(process: psutil.Process) -> str:
     """The window that a process was started in, by its keep; else all that is known of it."""
-    lines = [" ".join(parent.cmdline()) for parent in process.parents()]
+    asked = [each for each in ours() if ["fork", str(process.pid)] == each.cmdline()[3:5]]  # conf/fork, which waits for it
+    lines = [" ".join(parent.cmdline()) for parent in (asked[0] if asked else process).parents()]
     found = re.search(r"/keep (\S+) ", "\n".join(lines))
     return found[1] if found else f"{process.cmdline()}, started by {lines}"
 
@@ -134,6 +137,8 @@ def asks(of: str, *line: str, inside: bool = True) -> bool:
 
 
 HELPER = "/run/nova.py/state/env/bin/privsep-helper"
+FORK = "/run/nova.py/state/conf/fork"
+CINDER = ("--privsep_context", "cinder.privsep.sys_admin_pctxt")
 SOCKET = ("--privsep_sock_path", "/tmp/tmpab_12/privsep.sock")  # noqa: S108 (nobody listens there)
 NOVA = ("--privsep_context", "nova.privsep.sys_admin_pctxt")
 ID = "01234567-89ab-cdef-0123-456789abcdef"
@@ -141,8 +146,9 @@ HAPROXY = ("env", f"PROCESS_TAG=haproxy-{ID}", "haproxy", "-f", f"/run/nova.py/s
 
 
 def test_that_group_has_privseps_helpers_and_nothing_more_as_root(cloud: Machine) -> None:
-    allowed = (HELPER, *NOVA, *SOCKET)
+    allowed = (FORK, "nova", "privsep-helper", *NOVA, *SOCKET)
     assert asks("nova-py-root", *allowed)
+    assert asks("nova-py-root", HELPER, *CINDER, *SOCKET)
     assert not asks("nova-py", *allowed), "an API's process is not in the group"
     assert not asks("nova-py-root", *allowed, inside=False), "it is allowed in the cloud's own mounts alone"
     assert asks("nova-py-root", "/usr/sbin/ip", "netns", "exec", f"ovnmeta-{ID}", *HAPROXY)
@@ -150,11 +156,17 @@ def test_that_group_has_privseps_helpers_and_nothing_more_as_root(cloud: Machine
         ("/usr/bin/id",),
         ("/bin/sh", "-c", "id"),
         (HELPER,),
-        (HELPER, "--config-file", "/tmp/mine.conf", *NOVA, *SOCKET),  # noqa: S108
+        (FORK, "nova", "privsep-helper"),
+        (FORK, "nova", "nova-manage", "db", "purge"),
+        (FORK, "../x", "privsep-helper", *NOVA, *SOCKET),
+        (FORK, "nova", "privsep-helper", "--config-file", "/tmp/mine.conf", *NOVA, *SOCKET),  # noqa: S108
+        (FORK, "nova", "privsep-helper", "--privsep_context", "os.system", *SOCKET),
+        (FORK, "nova", "privsep-helper", *NOVA, "--privsep_sock_path", "/tmp/tmpa/../privsep.sock"),  # noqa: S108
+        (HELPER, "--config-file", "/tmp/mine.conf", *CINDER, *SOCKET),  # noqa: S108
         (HELPER, "--privsep_context", "os.system", *SOCKET),
-        (HELPER, "--privsep_context", "nova.privsep.sys_admin_pctxt.x", *SOCKET),
-        (HELPER, *NOVA, "--privsep_sock_path", "/tmp/tmpa/privsep.sock --config-file /tmp/mine.conf"),  # noqa: S108
-        (HELPER, *NOVA, "--privsep_sock_path", "/tmp/tmpa/../privsep.sock"),  # noqa: S108
+        (HELPER, "--privsep_context", "cinder.privsep.sys_admin_pctxt.x", *SOCKET),
+        (HELPER, *CINDER, "--privsep_sock_path", "/tmp/tmpa/privsep.sock --config-file /tmp/mine.conf"),  # noqa: S108
+        (HELPER, *CINDER, "--privsep_sock_path", "/tmp/tmpa/../privsep.sock"),  # noqa: S108
         ("/usr/sbin/ip", "netns", "exec", f"ovnmeta-{ID}", "id"),
         ("/usr/sbin/ip", "netns", "exec", f"ovnmeta-{ID}", *HAPROXY, "-f", "/tmp/mine.conf"),  # noqa: S108
         ("/usr/sbin/ip", "link", "delete", "br-ex"),
@@ -171,7 +183,8 @@ def test_what_root_runs_is_not_nova_pys_to_change(cloud: Machine) -> None:
     names = {Path(name).name for name in found if f"{state}/conf" in name}
     assert "nova.conf" in names
     assert not names & {"conf", "keep", "window", "test", "screenrc", "opendj"} and not [n for n in names if n.endswith(".nft")]
-    assert [name for name in found if f"{state}/conf/" not in name and not name.endswith("/.lock")] == []  # uv's
+    besides = (f"{state}/conf/", f"{state}/run/preload-")  # whoever connects there gets what he is: conf/preload.py
+    assert [name for name in found if not name.startswith(besides) and not name.endswith("/.lock")] == []  # uv's
 
 
 def test_the_instances_are_for_nova_compute_alone(cloud: Machine) -> None:
