@@ -63,7 +63,7 @@ import zlib
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -450,13 +450,13 @@ NOVA_CONF = "--config-file $CONF/nova.conf --config-file $CONF/nova-db.conf"
 # takes note of their end at once, where process 1 may not.
 SERVERS = (
     Service("rabbit",       USER, "env HOME=$STATE/rabbit /usr/lib/rabbitmq/bin/rabbitmq-server", "127.0.0.1:$RABBIT_PORT"),
-    Service("preload",      ROOT, "python $CONF/preload.py", "$STATE/run/preload-any"),
+    Service("preload",      ROOT, "python -P $CONF/preload.py $USER", "$STATE/run/preload-any"),
     Service("mysql",        USER, "mariadbd --defaults-file=$CONF/my.cnf --datadir=$STATE/databases/mysql", "$STATE/mysql/sock"),
     Service("ovsdb",        USER, "ovsdb-server --remote=p$OVSDB --unixctl=$OVS/ovsdb.ctl"
                                   " $OVS/conf.db $OVS/ovnnb.db $OVS/ovnsb.db", "$OVS/db.sock"),
     Service("vswitchd",     ROOT, "ovs-vswitchd --unixctl=$OVS/vswitchd.ctl $OVSDB", "$OVS/vswitchd.ctl"),
     Service("northd",       USER, "ovn-northd --unixctl=$OVS/northd.ctl --ovnnb-db=$OVSDB --ovnsb-db=$OVSDB", "$OVS/northd.ctl"),
-    Service("libvirt",      ROOT, "tini -s -- nice -n 10 libvirtd --pid-file $STATE/run/libvirtd.pid",
+    Service("libvirt",      ROOT, "tini -s -- setpriv --pdeathsig=KILL nice -n 10 libvirtd --pid-file $STATE/run/libvirtd.pid",
                                   "/run/libvirt/libvirt-sock"),
     Service("ldap",         USER, "slapd -f $CONF/slapd.conf -h ldap://127.0.0.1:$LDAP_PORT -d none", "127.0.0.1:$LDAP_PORT"),
     Service("opendj",       ROOT, "bash $CONF/opendj", "127.0.0.1:$LDAP_PORT"),
@@ -489,7 +489,7 @@ WORKERS = (
     Service("compute",      PRIVSEP, "fork nova nova-compute --config-file $CONF/nova.conf"),
     Service("network-meta", PRIVSEP, "fork net neutron-ovn-metadata-agent --config-file $CONF/neutron.conf"),
     Service("network-ovn",  USER, "fork net neutron-ovn-maintenance-worker --config-file $CONF/neutron.conf"),
-    Service("volume-sched", USER, "cinder-scheduler --config-file $CONF/cinder.conf"),
+    Service("volume-sched", USER, "cinder-scheduler --config-file $CONF/cinder.conf", "amqp:cinder-scheduler"),
     Service("volume",       PRIVSEP, "cinder-volume --config-file $CONF/cinder.conf"),
 )
 SERVICES = {service.window: service for service in SERVERS + CONTROL + WORKERS}
@@ -893,7 +893,8 @@ def wait_for(what: str, ready: Callable[[], object] | str, seconds: float, servi
     A probe may raise: its last error is told when the time is up. The death of `service` in its window ends the wait.
     """
     if DRY_RUN:
-        return print(f"until {looked_at(ready)}; do sleep 0.2; done" if isinstance(ready, str) else f"# wait for {what}")
+        shell = isinstance(ready, str) and not ready.startswith("amqp:")
+        return print(f"until {looked_at(str(ready))}; do sleep 0.2; done" if shell else f"# wait for {what}")
     began, last = time.monotonic(), "it never answered"
     while time.monotonic() < began + seconds:
         try:
@@ -925,7 +926,7 @@ def values(cfg: Settings) -> dict[str, Any]:
     machine["INTERFACES"] = ", ".join(f'"{name}"' for name in netifaces.interfaces() if name not in BRIDGES)
     machine |= {"CONFIG_DRIVE": str(not MANAGERS[cfg.NET_MAN].dhcp)}
     machine |= {"DISKS": "raw", "TAPS": "false"} if cfg.LIBVIRT_TYPE == "lxc" else {"DISKS": "default", "TAPS": "true"}
-    machine |= {"HAS_DIRECTORY": str(bool(cfg.DIRECTORY)), "CACHED": str(not cfg.DIRECTORY), "LDAP_NAME": cfg.LDAP_TREE.partition(",")[0].partition("=")[2]}
+    machine |= {"HAS_DIRECTORY": str(bool(cfg.DIRECTORY)), "LDAP_NAME": cfg.LDAP_TREE.partition(",")[0].partition("=")[2]}
     machine["LDAP_SERVER"] = cfg.LDAP_URL if cfg.DIRECTORY == "yours" else f"ldap://127.0.0.1:{PATHS['LDAP_PORT']}"
     machine["VOLUMES_BACKEND"] = "lvm" if cfg.VOLUMES_LVM else "files"
     return {**chosen, **PATHS, **machine, **known, **urls}
@@ -936,6 +937,13 @@ def text_of(path: Path | str) -> str:
     with contextlib.suppress(OSError):
         return Path(path).read_text(errors="replace")
     return ""
+
+
+def stat_of(path: Path) -> os.stat_result | None:
+    """What the file system says of a file; None where it is not there."""
+    with contextlib.suppress(OSError):
+        return path.stat()
+    return None
 
 
 def lines_of(path: Path | str) -> list[str]:
@@ -1254,8 +1262,6 @@ def consumers(queue: str) -> int:
 
 def looked_at(place: str) -> str:
     """The same as a shell looks."""
-    if place.startswith("amqp:"):
-        return f"rabbitmqctl --quiet list_queues name consumers | grep --quiet {shlex.quote(f'^{place[5:]}.[1-9]')}"
     if place.startswith("http"):
         return f"curl --silent --output /dev/null {place}"
     return f"(: </dev/tcp/{place.replace(':', '/')}) 2>/dev/null" if ":" in place else f"test -S {place}"
@@ -2429,7 +2435,10 @@ def fill_database(cfg: Settings, names: tuple[str, ...], commands: tuple[str, ..
     # keystone-manage bootstrap reads these: a password has no place in argv.
     urls = {f"OS_BOOTSTRAP_{kind}_URL": f"http://{cfg.HOST_IP}:5000/v3" for kind in ("PUBLIC", "INTERNAL")}
     env = {**urls, "OS_BOOTSTRAP_REGION_ID": "RegionOne", "OS_BOOTSTRAP_PASSWORD": values(cfg)["ADMIN_PASSWORD"]}
-    env |= {"PATH": f"{ENV}/bin:{CONF}:{PLAIN['PATH']}", "OS_NOVA_DISABLE_EVENTLET_PATCHING": "1"}  # see conf/preload.py
+    env |= {
+        "PATH": f"{ENV}/bin:{CONF}:{PLAIN['PATH']}",
+        "OS_NOVA_DISABLE_EVENTLET_PATCHING": "1",
+    }  # or nova-manage wants eventlet
     for name in names if cfg.USE_MYSQL else {"neutron"} & {*names}:  # SQLite makes its files by itself
         do("mariadb", "--no-defaults", f"--socket={STATE}/mysql/sock", text=f"CREATE DATABASE {name};")
     for command in commands:
@@ -2527,21 +2536,21 @@ def run_detached(cfg: Settings, yes: str = "") -> None:
     tell_what_goes(cfg, yes)
     install(cfg, for_a_new_one=True)
     run_unit_tests(cfg)
-    empty_databases(cfg)
+    copied = is_new_kept(cfg)
+    empty_databases(cfg, copied)
     use_volumes(cfg)
     start_session(cfg)
     use_directory(cfg)
     create_bridges(cfg)
-    if is_new_kept(cfg):
-        start_control(cfg, WORKERS)
-        start_workers(cfg, ())
+    start_control(cfg)
+    if copied:
         route_private(cfg)
     else:
-        start_control(cfg)
         make_new(cfg)
-        start_workers(cfg)
+    start_workers(cfg)
     wait_for_hosts(cfg)
     smoke_test(cfg)
+    note_new(cfg)
     keep(cfg)
     write_file(STATE / "run/up", "")
     say_how_to_use(cfg)
@@ -2556,6 +2565,7 @@ def start(cfg: Settings) -> None:
     cfg = check_kept(cfg)
     end_what_was_left(cfg)
     check_machine(cfg)
+    link_plugins()
     use_elsewhere(cfg)
     make_folders(cfg)
     write_config(cfg)
@@ -2565,11 +2575,11 @@ def start(cfg: Settings) -> None:
     start_session(cfg)
     use_directory(cfg)
     create_bridges(cfg)
-    ran, began = servers_that_ran(cfg), datetime.now(UTC).replace(tzinfo=None)
-    start_control(cfg, WORKERS)
-    start_workers(cfg, ())
+    start_control(cfg)
     route_private(cfg)
-    wait_for_instances(cfg, ran, began)
+    ran, reports = servers_that_ran(cfg), compute_reports(cfg)
+    start_workers(cfg)
+    wait_for_instances(cfg, ran, reports)
     wait_for_hosts(cfg)  # not before: asked for its volume hosts, cinder waits a minute for a scheduler that is not there yet
     write_file(STATE / "run/up", "")
     say_how_to_use(cfg)
@@ -2675,9 +2685,9 @@ def what_it_has(cfg: Settings) -> dict[str, list[str]]:
         return {"instances": domains}
 
 
-def names_in(cfg: Settings, database: str, those: str, column: str = "display_name") -> list[str]:
-    """The names in a database of THINGS, or another column."""
-    query = f"SELECT {column} FROM {those}"  # noqa: S608 (a row of ours)
+def names_in(cfg: Settings, database: str, those: str) -> list[str]:
+    """The names in a database of THINGS."""
+    query = f"SELECT display_name FROM {those}"  # noqa: S608 (a row of ours)
     if not cfg.USE_MYSQL:
         place = f"file:{STATE}/databases/sqlite/{database}?mode=ro"
         with contextlib.closing(sqlite3.connect(place, uri=True, timeout=10)) as file:
@@ -2696,14 +2706,14 @@ def create_switch(schema: str = "openvswitch/vswitch", name: str = "conf") -> No
     do("ovsdb-tool", "create", STATE / f"ovs/{name}.db", f"/usr/share/{schema}.ovsschema", user=USER)
 
 
-def empty_databases(cfg: Settings) -> None:
+def empty_databases(cfg: Settings, copied: bool) -> None:
     """Every run is a fresh cloud: databases as install made them, or as the first such run did; no instances, no messages."""
     with step("Empty the databases"):
         empty(EMPTIED)
         remove(*(path for path in (STATE / "log").glob("*.log") if path.name != "nova.log"))
         create_switch()
         create_switch("ovn/ovn-sb", "ovnsb")
-        if is_new_kept(cfg):
+        if copied:
             copy_new(KEPT_NEW, STATE)
         else:
             do(*COPY, kept_databases(cfg), STATE / "databases")
@@ -2711,44 +2721,51 @@ def empty_databases(cfg: Settings) -> None:
 
 
 COPY = ("cp", "--archive", "--reflink=auto", "--sparse=always", "--no-target-directory")
-KEPT_NEW = STATE / "cache/new"
+KEPT_NEW, MADE_NEW = STATE / "cache/new", STATE / "cache/new.made-from"
 
 
 def key_of_new(cfg: Settings) -> str:
     """What a new cloud depends on; "" where it is not kept: SQLite's writers cannot be held, a directory may change."""
     if not cfg.USE_MYSQL or cfg.DIRECTORY:
         return ""
-    image = image_file(cfg).stat() if cfg.IMAGE and not DRY_RUN else None
-    parts = (
-        *(digest(HERE / "nova.py"), asdict(cfg), image and (image.st_size, image.st_mtime_ns), socket.gethostname()),
-        *(text_of(path) for path in (kept_databases(cfg).with_suffix(".made-from"), HOME / "images/made-from")),
-    )
+    image = (seen.st_size, seen.st_mtime_ns) if cfg.IMAGE and (seen := stat_of(image_file(cfg))) else ()
+    made_from = (kept_databases(cfg).with_suffix(".made-from"), HOME / "images/made-from")
+    ours = (HERE / "nova.py", *(HERE / row[0] for row in rows(cfg, CONFIG_FILES)))
+    theirs = ("/etc/resolv.conf", "/usr/share/ovn/ovn-nb.ovsschema")  # neutron tells the instances these name servers
+    parts = (asdict(cfg), image, socket.gethostname(), [text_of(path) for path in (*made_from, *ours, *theirs)])
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def is_new_kept(cfg: Settings) -> bool:
     """Did an earlier run make the same cloud?"""
-    return text_of(KEPT_NEW.with_suffix(".made-from")) == (key_of_new(cfg) or None)
+    return text_of(MADE_NEW) == (key_of_new(cfg) or None)
 
 
 def make_new(cfg: Settings) -> None:
     """What a new cloud has, by the APIs; later runs have it from its copy."""
     in_parallel(lambda: create_flavors(cfg), lambda: create_networks(cfg), lambda: upload_image(cfg))
     create_projects(cfg)
-    if key := key_of_new(cfg):
-        make_once(KEPT_NEW.with_suffix(".made-from"), key, keep_new)
+    if key_of_new(cfg):
+        remove(MADE_NEW, KEPT_NEW)
+        forgiven(keep_new)
 
 
 def keep_new() -> None:
     """Copy it while its servers are held: the same files that they find after a crash, which they are made for."""
     with step("Keep a copy of it"):
-        remove(KEPT_NEW)
         held = [found for window in ("mysql", "ovsdb") if (found := service_of(window))]
         change("# hold mariadbd and ovsdb-server (kill -STOP)", lambda: send(signal.SIGSTOP, held))
         try:
             copy_new(STATE, KEPT_NEW)
         finally:
             change("# and let them go on (kill -CONT)", lambda: send(signal.SIGCONT, held))
+        do("sync", "--file-system", KEPT_NEW)
+
+
+def note_new(cfg: Settings) -> None:
+    """The copy is whole, and an instance was reached in what it was made of: from now on it counts."""
+    if all((KEPT_NEW / name).exists() for name in NEW) and not is_new_kept(cfg):
+        write_file(MADE_NEW, key_of_new(cfg), 0o600)
 
 
 def copy_new(old: Path, new: Path) -> None:
@@ -2811,18 +2828,13 @@ def start_session(cfg: Settings) -> None:
             to_screen(cfg, "hardstatus", "alwayslastline", "%-w%{= BW}%50>%n* %t%{-}%+w%< %= %H")
         if cfg.LIBVIRT_TYPE == "lxc":
             record_groups()
-        open_windows(cfg, SERVERS)
-        wait_for_services(cfg, SERVERS)
+        start_services(cfg, SERVERS)
 
 
-def open_windows(cfg: Settings, table: tuple[Service, ...]) -> None:
-    """All at once."""
+def start_services(cfg: Settings, table: tuple[Service, ...]) -> None:
+    """All at once, until they answer; but for rabbit: it is slow, and the conductor waits for it."""
     for service in rows(cfg, table):
         open_window(cfg, service)
-
-
-def wait_for_services(cfg: Settings, table: tuple[Service, ...]) -> None:
-    """Until they answer; but for rabbit: it is slow, and the conductor waits for it."""
     for service in rows(cfg, table):
         if service.window != "rabbit":
             wait_for_service(cfg, service)
@@ -2938,24 +2950,18 @@ def has_kernel_datapath() -> bool:
     return Path("/sys/module/openvswitch").exists()
 
 
-def start_control(cfg: Settings, workers: tuple[Service, ...] = ()) -> None:
-    """The APIs and what works for them; beside those that are slower, `workers`, once those answer whom these ask."""
+def start_control(cfg: Settings) -> None:
+    """The APIs and what works for them."""
     with step("Start the APIs"):
-        open_windows(cfg, CONTROL)
-        wait_for_service(cfg, SERVICES["keystone"])
+        start_services(cfg, CONTROL)
         # keystone reads its rules when they are first needed; where two ask at once, it refuses one (seen with 30.0.0).
         those_of(cfg, "identity.services")
-        for window in ("placement", "conductor"):
-            wait_for_service(cfg, SERVICES[window])
-        open_windows(cfg, workers)
-        wait_for_services(cfg, CONTROL)
 
 
-def start_workers(cfg: Settings, workers: tuple[Service, ...] = WORKERS) -> None:
-    """What asks the others when it starts: open the windows of these, and wait for all."""
+def start_workers(cfg: Settings) -> None:
+    """What asks the others when it starts."""
     with step("Start scheduler, compute and network agents"):
-        open_windows(cfg, workers)
-        wait_for_services(cfg, WORKERS)
+        start_services(cfg, WORKERS)
 
 
 def create_flavors(cfg: Settings) -> None:
@@ -3060,17 +3066,15 @@ def wait_for_hosts(cfg: Settings) -> None:
             wait_for("the volume host in the scheduler", pools, 90, SERVICES["volume"])
 
 
-def servers_that_ran(cfg: Settings) -> list[str]:
-    """The ids of the instances that have to run: those that nova believes do, but for one that something is being done to."""
-    if DRY_RUN:
-        return []
-    return names_in(cfg, "nova_cell1", "instances WHERE deleted = 0 AND vm_state = 'active' AND task_state IS NULL", "uuid")
+def servers_that_ran(cfg: Settings) -> list[Any]:
+    """The instances that have to run: those that nova believes do, but for one that is being deleted."""
+    servers = those_of(cfg, "compute.servers", all_projects=True)
+    return [each for each in servers if each.status == "ACTIVE" and not each.task_state]
 
 
-def has_reported(cfg: Settings, since: datetime) -> bool:
-    """Has nova-compute told that it is well: for the first time once it has gone through all of its instances?"""
-    told = [each.updated_at for each in those_of(cfg, "compute.services", binary="nova-compute")]
-    return any(each and datetime.fromisoformat(each) > since for each in told)
+def compute_reports(cfg: Settings) -> list[str]:
+    """When nova-compute told last that it is well: for the first time once it has gone through all of its instances."""
+    return [str(each.updated_at) for each in those_of(cfg, "compute.services", binary="nova-compute")]
 
 
 def running_guests(cfg: Settings) -> set[str]:
@@ -3079,19 +3083,18 @@ def running_guests(cfg: Settings) -> set[str]:
     return set(ask("virsh", "--connect", place, "list", "--uuid", "--state-running", default="").split())
 
 
-def wait_for_instances(cfg: Settings, ran: list[str], began: datetime) -> None:
+def wait_for_instances(cfg: Settings, ran: list[Any], reports: list[str]) -> None:
     """Until every instance that ran is ACTIVE and runs. nova-compute sees to it (nova.conf: resume_guests_state_on_host_boot).
 
     But not for one that was paused by a full disk: it is asked to reboot that one.
     """
     with step(f"Wait for nova-compute, and for {len(ran)} instances to run again"):
         limit = 90 + 30 * len(ran)
-        wait_for("nova-compute", lambda: has_reported(cfg, began), limit, SERVICES["compute"])
-        servers = [cloud(cfg).compute.get_server(each) for each in ran]
-        for server in servers:
+        wait_for("nova-compute", lambda: compute_reports(cfg) != reports, limit, SERVICES["compute"])
+        for server in ran:
             if is_active(cfg, server) and server.id not in running_guests(cfg):
                 api(cfg, f"openstack server reboot --hard {server.id}", "compute.reboot_server", server, "HARD")
-        for server in servers:
+        for server in ran:
             again = lambda server=server: is_active(cfg, server) and server.id in running_guests(cfg)
             wait_for(f"the instance {server.name}", again, limit)
 
@@ -3199,7 +3202,9 @@ def window_state(service: Service, ours: set[int]) -> dict[str, Any]:
     state: dict[str, Any] = {"window": service.window, "running_since": None, "restarts": len(deaths), "memory": 0}
     with contextlib.suppress(psutil.Error):
         if (it := service_of(service.window)) and it.pid in ours:
-            state["memory"] = sum(each.memory_full_info().pss for each in (it, *it.children(recursive=True)))
+            below = it.children() if service.window == "preload" else it.children(recursive=True)  # all others are below that
+            own = [each for each in below if service.window != "preload" or each.name().startswith("preload")]
+            state["memory"] = sum(each.memory_full_info().pss for each in (it, *own))
             state["running_since"] = iso(it.create_time())
     return state
 

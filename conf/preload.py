@@ -1,10 +1,10 @@
 # written by nova.py; edit conf/preload.py
-"""preload.py: imports what OpenStack's services need, once. Each is then forked from here, when conf/fork asks for it.
+"""preload.py USER: imports what OpenStack's services need, once. Each is then forked from here, when conf/fork asks for it.
 
 An import takes seconds of processor and tens of MiB; what is forked has it at once, and shares the memory. What all need
 is imported first; then a process for each of KINDS, since their options do not fit into one configuration, imports the
 rest. Services are children of these and end with them; each has the credentials, the environment, the terminal and the
-life of the conf/fork that asked for it. Whoever was edited since it was imported is not forked: see is_stale.
+life of the conf/fork that asked for it, which is root's or USER's. What was edited since it was imported is not forked: is_stale.
 """
 
 import atexit
@@ -14,6 +14,7 @@ import gc
 import importlib
 import json
 import os
+import pwd
 import random
 import runpy
 import selectors
@@ -24,6 +25,7 @@ import socket
 import struct
 import sys
 import threading
+import time
 import traceback
 from typing import Any, NoReturn
 
@@ -81,10 +83,10 @@ def fork(name: str) -> int:
     return 0
 
 
-def end_with(parent: int, name: str) -> None:
-    """This process, called `name`, is told to end when its parent has ended."""
+def end_with(parent: int, name: str, number: signal.Signals = signal.SIGTERM) -> None:
+    """This process, called `name`, gets this signal when its parent has ended."""
     prctl(PR_SET_NAME, name.encode(), 0, 0, 0)
-    prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
     if os.getppid() != parent:
         sys.exit("preload has ended")
 
@@ -107,19 +109,21 @@ def is_stale(files: dict[str, int]) -> bool:
     return any(changed(file) != when for file, when in files.items())
 
 
-def serve(kind: str, files: dict[str, int], others: tuple[int, ...] = ()) -> NoReturn:
-    """Fork a service for everyone who asks, and tell him its process and how it ended; end it when he has.
+def serve(kind: str, owner: int, files: dict[str, int], others: tuple[int, ...] = ()) -> NoReturn:
+    """Fork a service for root or `owner` (uid), and tell who asked its process and how it ended; end it when he has.
 
-    `others` are processes without which this one ends as well.
+    `others` are processes without which this one ends as well. Nobody else may ask: what is in this memory was root's.
     """
     place, eyes = f"run/preload-{kind}", selectors.DefaultSelector()
     if threading.active_count() > 1:
         sys.exit(f"{kind}: one of its modules starts a thread, and nobody forks those")
     door = socket.socket(socket.AF_UNIX)
-    if os.path.exists(place):
+    if os.path.lexists(place):
         os.unlink(place)
+    os.umask(0o177)
     door.bind(place)
-    os.chmod(place, 0o666)  # noqa: S103 # nosec B103 (nobody gets more than he has: become)
+    os.umask(0o022)
+    os.chown(place, owner, -1)
     door.listen(100)
     gc.collect()
     gc.freeze()  # what is here stays, and is not looked at again, so it stays shared
@@ -127,45 +131,45 @@ def serve(kind: str, files: dict[str, int], others: tuple[int, ...] = ()) -> NoR
     for other in others:
         eyes.register(os.pidfd_open(other), selectors.EVENT_READ)
     while True:
-        for key, _ in eyes.select():
-            if key.fileobj is door:
-                answer(door.accept()[0], files, eyes)
-            elif isinstance(key.fileobj, socket.socket):  # who asked is gone
-                eyes.unregister(key.fileobj)
-                os.kill(key.data, signal.SIGKILL)
-            elif not key.data:
-                sys.exit("one of preload's processes has ended")
-            else:
-                asker, child = key.data
-                eyes.unregister(key.fileobj)
-                os.close(key.fd)
-                code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-                if asker in eyes.get_map():
-                    eyes.unregister(asker)
-                    with contextlib.suppress(OSError):
-                        asker.sendall(b"%d\n" % (code if code >= 0 else 128 - code))
-                asker.close()
+        key = eyes.select()[0][0]  # one at a time: it may be the end of the next one, too
+        if key.fileobj is door:
+            answer(door.accept()[0], owner, files, eyes)
+        elif isinstance(key.fileobj, socket.socket):  # who asked is gone
+            eyes.unregister(key.fileobj)
+            os.kill(key.data, signal.SIGKILL)
+        elif not key.data:
+            sys.exit("one of preload's processes has ended")
+        else:
+            asker, child = key.data
+            eyes.unregister(key.fileobj)
+            os.close(key.fd)
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            if asker in eyes.get_map():
+                eyes.unregister(asker)
+                with contextlib.suppress(OSError):
+                    asker.sendall(b"%d\n" % (code if code >= 0 else 128 - code))
+            asker.close()
 
 
-def answer(asker: socket.socket, files: dict[str, int], eyes: selectors.BaseSelector) -> None:
-    """One request: {argv, cwd, env} in JSON on a line, with standard input, output and error."""
-    wanted, fds = {}, list[int]()
+def answer(asker: socket.socket, owner: int, files: dict[str, int], eyes: selectors.BaseSelector) -> None:
+    """One request, in full within five seconds. Whatever is wrong with it, the others' services go on."""
+    fds, child = list[int](), -1
     try:
-        asker.settimeout(5)
-        text, fds, _, _ = socket.recv_fds(asker, 1 << 16, 3)
-        while not text.endswith(b"\n"):
-            text += asker.recv(1 << 16) or b"\n"
-        wanted = json.loads(text.strip() or b"{}")  # nothing: somebody looked whether we are here
+        _, uid, gid = struct.unpack("3i", asker.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        groups = asker.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 1024)
+        wanted = request(asker, fds)
         if wanted and is_stale(files):
             asker.sendall(b"0\n")
-            wanted = {}
-    except (OSError, ValueError):
+        elif wanted and uid in (0, owner):
+            sys.stdout.flush()
+            child = fork(wanted["name"])
+    except Exception:
         traceback.print_exc()
-    if wanted and not (child := fork(os.path.basename(wanted["argv"][0]))):
-        become(wanted, fds, asker)
+    if not child:
+        become(wanted, fds, uid, gid, struct.unpack(f"{len(groups) // 4}I", groups))
     for fd in fds:
         os.close(fd)
-    if not wanted:
+    if child < 0:
         return asker.close()
     eyes.register(asker, selectors.EVENT_READ, child)
     eyes.register(os.pidfd_open(child), selectors.EVENT_READ, (asker, child))
@@ -173,20 +177,36 @@ def answer(asker: socket.socket, files: dict[str, int], eyes: selectors.BaseSele
         asker.sendall(b"%d\n" % child)
 
 
-def become(wanted: dict[str, Any], fds: list[int], asker: socket.socket) -> NoReturn:
+def request(asker: socket.socket, fds: list[int]) -> dict[str, Any]:
+    """{argv, cwd, env} in JSON on a line, with standard input, output and error, and a name; nothing where nothing was said."""
+    limit, text = time.monotonic() + 5, b""
+    while not text.endswith(b"\n") and len(text) < 1 << 20:
+        asker.settimeout(max(limit - time.monotonic(), 0.001))
+        more, some, _, _ = socket.recv_fds(asker, 1 << 16, 3)
+        fds += some
+        if not (text := text + more):  # somebody looked whether we are here
+            return {}
+        if not more:
+            raise ValueError("cut off")
+    wanted = json.loads(text)
+    name = os.path.basename(wanted["argv"][0])
+    if len(fds) != 3 or not all(isinstance(word, str) for word in (*wanted["argv"], wanted["cwd"], *wanted["env"].values())):
+        raise ValueError(f"not a request: {name}")
+    return {**wanted, "name": name}
+
+
+def become(wanted: dict[str, Any], fds: list[int], uid: int, gid: int, groups: tuple[int, ...]) -> NoReturn:
     """In the child: be what was asked for, with the credentials of who asked, as the kernel tells them."""
     parent = os.getppid()
-    _, uid, gid = struct.unpack("3i", asker.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    groups = asker.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 1024)
     for number, fd in enumerate(fds):
         os.dup2(fd, number)
     os.closerange(3, 1024)
     os.setsid()
-    os.setgroups(struct.unpack(f"{len(groups) // 4}I", groups))
+    os.setgroups(groups)
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
     prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)  # its own files in /proc are its own
-    end_with(parent, os.path.basename(wanted["argv"][0]))  # again: with other credentials the kernel forgets it
+    end_with(parent, wanted["name"], signal.SIGKILL)  # again, as the kernel has forgotten it; nobody else ends what hangs then
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.chdir(wanted["cwd"])
     setproctitle.setproctitle(shlex.join(wanted["argv"]))  # before the environment goes, by which it finds the place
@@ -209,6 +229,7 @@ def become(wanted: dict[str, Any], fds: list[int], asker: socket.socket) -> NoRe
 def main() -> None:
     sys.dont_write_bytecode = True  # root's, in a user's tree
     prctl(PR_SET_NAME, b"preload", 0, 0, 0)
+    owner = pwd.getpwnam(sys.argv[1]).pw_uid
     without = WithoutEventlet()
     sys.meta_path.insert(0, without)
     from oslo_config import cfg
@@ -226,9 +247,9 @@ def main() -> None:
         cfg.CONF(args=[], default_config_files=[f"conf/{configuration}"])
         import_all(modules)
         cfg.CONF.clear()
-        serve(kind, files_now(f"conf/{configuration}"))
+        serve(kind, owner, files_now(f"conf/{configuration}"))
     sys.meta_path.remove(without)
-    serve("any", files_now(), tuple(others))
+    serve("any", owner, files_now(), tuple(others))
 
 
 if __name__ == "__main__":

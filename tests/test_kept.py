@@ -5,7 +5,6 @@ import json
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing, nullcontext
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -45,7 +44,7 @@ def up(runnable_installed: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
     assert nova.main(["run_detached", folder(machine)]) == 0
     machine.path("/srv/session").unlink()  # it ends
     machine.calls.unlink()
-    for name in ("servers_that_ran", "route_private"):
+    for name in ("servers_that_ran", "compute_reports", "route_private"):
         monkeypatch.setattr(nova, name, lambda cfg: [])
     monkeypatch.setattr(nova, "wait_for_instances", lambda *_: None)
     return machine
@@ -164,21 +163,20 @@ def test_install_makes_no_databases_over_those_of_a_kept_cloud(
 def test_an_instance_that_does_not_run_is_rebooted_and_one_that_went_wrong_is_told(
     kept: nova.Settings, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    admin, reports = MagicMock(), iter([None, "2026-01-01T00:00:00", "2026-01-01T00:00:02"])
+    admin, reports = MagicMock(), iter([["then"], ["then"], ["now"]])
     monkeypatch.setattr(nova, "cloud", MagicMock(return_value=admin))
-    admin.compute.services.side_effect = lambda **_: [MagicMock(updated_at=next(reports))]
+    monkeypatch.setattr(nova, "compute_reports", lambda cfg: next(reports))
     admin.compute.reboot_server.side_effect = lambda *_: machine.fake("virsh", "echo one; echo two")
     machine.fake("virsh", "echo one")
     servers: dict[str, Any] = {name: MagicMock(id=name, status="ACTIVE") for name in ("one", "two", "bad")}
     admin.compute.get_server.side_effect = servers.get
-    began = datetime(2026, 1, 1, 0, 0, 1)
-    nova.wait_for_instances(kept, ["one", "two"], began)
+    nova.wait_for_instances(kept, [servers["one"], servers["two"]], ["then"])
     assert [call.args for call in admin.compute.reboot_server.call_args_list] == [(servers["two"], "HARD")]
     assert next(reports, "all looked") == "all looked"
     servers["bad"].status, servers["bad"].fault = "ERROR", {"message": "no disk"}
     servers["bad"].name = "bad"
-    monkeypatch.setattr(nova, "has_reported", lambda *_: True)
-    assert failure(nova.wait_for_instances, kept, ["bad"], began) == "instance bad: no disk"
+    monkeypatch.setattr(nova, "compute_reports", lambda cfg: ["now"])
+    assert failure(nova.wait_for_instances, kept, [servers["bad"]], ["then"]) == "instance bad: no disk"
 
 
 # ---- stop ----

@@ -24,7 +24,7 @@ import pkgutil, sys  # which runpy imports, and another user may not read
 sys.path[:0] = [sys.argv[1], "."]
 import preload
 preload.import_all(("shared", "broken"))
-preload.serve("any", preload.files_now())
+preload.serve("any", 65534, preload.files_now())
 """
 TELLS = """
 import os, shared, sys
@@ -102,6 +102,30 @@ def test_a_fork_has_the_credentials_of_who_asked_and_no_more(asked: Any, real: C
     assert asked(WHO, before=other).communicate()[0] == "(65534, 65534, 65534) (65534, 65534, 65534) [65533] True\n"
 
 
+def test_nobody_else_is_answered(asked: Any, place: Path, real: Callable[[str], str]) -> None:
+    (place / "run/preload-any").chmod(0o666)  # not even where the file would let him
+    process = asked(WHO, before=(real("setpriv"), "--reuid=65533", "--regid=65534", "--clear-groups"))
+    assert "did not answer" in process.communicate()[0]
+    assert process.returncode == 1
+
+
+def test_a_fork_that_does_not_end_when_it_is_told_to_ends_with_preload(asked: Any, server: Any) -> None:
+    process = asked(f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {WAITS}")
+    pid = int(process.stdout.readline())
+    server.terminate()
+    until(lambda: not runs(pid))
+
+
+def test_a_fork_and_who_asked_end_at_once(asked: Any, server: Any) -> None:
+    pairs = [(process := asked(WAITS), int(process.stdout.readline())) for _ in range(3)]
+    server.send_signal(signal.SIGSTOP)
+    for process, pid in pairs:
+        os.kill(pid, signal.SIGKILL)
+        process.kill()
+    server.send_signal(signal.SIGCONT)
+    assert asked(TELLS).communicate("")[0].startswith("1 ")
+
+
 def test_a_fork_ends_when_who_asked_is_told_to(asked: Any) -> None:
     process = asked(WAITS)
     pid = int(process.stdout.readline())
@@ -139,7 +163,7 @@ def test_what_was_edited_since_is_not_forked(asked: Any, place: Path) -> None:
 def test_whoever_says_nothing_or_nonsense_disturbs_nobody(asked: Any, place: Path) -> None:
     import socket
 
-    for text in (b"", b"nonsense\n"):
+    for text in (b"", b"nonsense\n", b"[1]\n", b'{"a": 1}\n', b'{"argv": []}\n', b"[" * 200_000 + b"\n", b"cut off"):
         with socket.socket(socket.AF_UNIX) as caller:
             caller.connect(str(place / "run/preload-any"))
             caller.sendall(text)

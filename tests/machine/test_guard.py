@@ -183,7 +183,7 @@ def test_what_root_runs_is_not_nova_pys_to_change(cloud: Machine) -> None:
     names = {Path(name).name for name in found if f"{state}/conf" in name}
     assert "nova.conf" in names
     assert not names & {"conf", "keep", "window", "test", "screenrc", "opendj"} and not [n for n in names if n.endswith(".nft")]
-    besides = (f"{state}/conf/", f"{state}/run/preload-")  # whoever connects there gets what he is: conf/preload.py
+    besides = (f"{state}/conf/", f"{state}/run/preload-")  # sockets, for nova-py to connect to
     assert [name for name in found if not name.startswith(besides) and not name.endswith("/.lock")] == []  # uv's
 
 

@@ -46,7 +46,7 @@ def test_json_has_times_and_sizes_for_programs(cloud: Machine) -> None:
     assert (code, found["problems"]) == (0, [])
     compute = next(row for row in found["windows"] if row["window"] == "compute")
     pid = int((cloud.folder / "nova/state/run/compute.pid").read_text())
-    process = psutil.Process(pid).children()[0]
+    process = psutil.Process(int(psutil.Process(pid).children()[0].cmdline()[4]))  # conf/fork waits for it
     assert datetime.fromisoformat(compute["running_since"]) == datetime.fromtimestamp(int(process.create_time()), UTC)
     assert compute["memory"] == pytest.approx(process.memory_full_info().pss, rel=0.2)
     assert {row["service"]: row["state"] for row in found["services"]} == dict.fromkeys(
