@@ -2706,7 +2706,7 @@ def create_switch(schema: str = "openvswitch/vswitch", name: str = "conf") -> No
     do("ovsdb-tool", "create", STATE / f"ovs/{name}.db", f"/usr/share/{schema}.ovsschema", user=USER)
 
 
-def empty_databases(cfg: Settings, copied: bool) -> None:
+def empty_databases(cfg: Settings, copied: bool = False) -> None:
     """Every run is a fresh cloud: databases as install made them, or as the first such run did; no instances, no messages."""
     with step("Empty the databases"):
         empty(EMPTIED)
@@ -2746,26 +2746,27 @@ def make_new(cfg: Settings) -> None:
     in_parallel(lambda: create_flavors(cfg), lambda: create_networks(cfg), lambda: upload_image(cfg))
     create_projects(cfg)
     if key_of_new(cfg):
-        remove(MADE_NEW, KEPT_NEW)
         forgiven(keep_new)
 
 
 def keep_new() -> None:
     """Copy it while its servers are held: the same files that they find after a crash, which they are made for."""
     with step("Keep a copy of it"):
+        remove(MADE_NEW, KEPT_NEW, part := KEPT_NEW.with_suffix(".part"))
         held = [found for window in ("mysql", "ovsdb") if (found := service_of(window))]
         change("# hold mariadbd and ovsdb-server (kill -STOP)", lambda: send(signal.SIGSTOP, held))
         try:
-            copy_new(STATE, KEPT_NEW)
+            copy_new(STATE, part)
         finally:
             change("# and let them go on (kill -CONT)", lambda: send(signal.SIGCONT, held))
-        do("sync", "--file-system", KEPT_NEW)
+        do("sync", "--file-system", part)
+        move(part, KEPT_NEW)
 
 
 def note_new(cfg: Settings) -> None:
     """The copy is whole, and an instance was reached in what it was made of: from now on it counts."""
-    if all((KEPT_NEW / name).exists() for name in NEW) and not is_new_kept(cfg):
-        write_file(MADE_NEW, key_of_new(cfg), 0o600)
+    if (key := key_of_new(cfg)) and (KEPT_NEW.exists() or DRY_RUN) and not is_new_kept(cfg):
+        write_file(MADE_NEW, key, 0o600)
 
 
 def copy_new(old: Path, new: Path) -> None:

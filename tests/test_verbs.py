@@ -62,6 +62,7 @@ def installable(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
         machine.fake(name, script)
     quiet = [
         "cp",
+        "sync",
         "chmod",
         "apt-get",
         "dpkg",
@@ -606,6 +607,64 @@ def test_every_run_begins_empty(cfg: nova.Settings, fake: Fake, machine: Machine
     left = {str(p.relative_to(here)) for p in here.rglob("*") if p.is_file()}
     kept = {f"{name}/{file}" for name in ("images", "state/cache/mysql", "state/log") for file in ("folder/file", "nova.log")}
     assert left == kept | {"images/file.log", "state/cache/mysql/file.log"}
+
+
+@pytest.fixture
+def new(cfg: nova.Settings, fake: Fake, machine: Machine) -> nova.Settings:
+    """A run has just made a new cloud, and kept a copy of it; an instance was not reached in it yet."""
+    fake("cp", '/bin/mkdir -p "${@: -1}"; [ ! -d "${@: -2:1}" ] || /bin/cp -r "${@: -2:1}/." "${@: -1}"')
+    fake("sync")
+    fake("setpriv")
+    for name in nova.NEW:
+        machine.put(nova.STATE / name / "made", name)
+    machine.put("/etc/resolv.conf", "nameserver 192.0.2.53")
+    nova.keep_new()
+    return cfg
+
+
+def test_a_new_cloud_is_copied_by_the_next_run_once_an_instance_was_reached_in_it(new: nova.Settings) -> None:
+    assert not nova.is_new_kept(new)
+    nova.note_new(new)
+    assert nova.is_new_kept(new)
+    (nova.STATE / "databases/made").write_text("what a user did since")
+    nova.empty_databases(new, copied=True)
+    assert [(nova.STATE / name / "made").read_text() for name in nova.NEW] == list(nova.NEW)
+
+
+def test_half_a_copy_never_counts(new: nova.Settings, machine: Machine) -> None:
+    machine.fake("cp", '/bin/mkdir -p "${@: -1}"; exit 1')
+    nova.forgiven(nova.keep_new)
+    nova.note_new(new)
+    assert not nova.is_new_kept(new)
+
+
+@pytest.mark.parametrize("what", ["setting", "name servers", "image", "template"])
+def test_a_copy_is_that_of_the_same_cloud(
+    new: nova.Settings, machine: Machine, what: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    image = machine.put("/srv/image", "one")
+    cfg = nova.replace(new, IMAGE="http://192.0.2.1/image")
+    monkeypatch.setattr(nova, "image_file", lambda cfg: image)
+    nova.note_new(cfg)
+    assert nova.is_new_kept(cfg)
+    if what == "setting":
+        cfg = nova.replace(cfg, FIXED_RANGE="10.1.0.0/24")
+    elif what == "name servers":
+        machine.put("/etc/resolv.conf", "nameserver 192.0.2.54")
+    elif what == "image":
+        image.write_text("another")
+    else:
+        edited = tuple((str(tmp_path / "edited") if row[0] == "conf/neutron.conf.tmpl" else row[0], *row[1:])
+                       for row in nova.CONFIG_FILES)  # fmt: skip
+        monkeypatch.setattr(nova, "CONFIG_FILES", edited)
+    assert not nova.is_new_kept(cfg)
+
+
+@pytest.mark.parametrize("chosen", [{"USE_MYSQL": False}, {"USE_LDAP": True}])
+def test_what_cannot_be_held_or_may_change_is_not_copied(new: nova.Settings, chosen: dict[str, Any]) -> None:
+    cfg = nova.replace(new, **chosen)
+    nova.note_new(cfg)
+    assert not nova.is_new_kept(cfg)
 
 
 @pytest.mark.parametrize("shown", [True, False])
