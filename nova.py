@@ -2441,10 +2441,8 @@ def fill_database(cfg: Settings, names: tuple[str, ...], commands: tuple[str, ..
     # keystone-manage bootstrap reads these: a password has no place in argv.
     urls = {f"OS_BOOTSTRAP_{kind}_URL": f"http://{cfg.HOST_IP}:5000/v3" for kind in ("PUBLIC", "INTERNAL")}
     env = {**urls, "OS_BOOTSTRAP_REGION_ID": "RegionOne", "OS_BOOTSTRAP_PASSWORD": values(cfg)["ADMIN_PASSWORD"]}
-    env |= {
-        "PATH": f"{ENV}/bin:{CONF}:{PLAIN['PATH']}",
-        "OS_NOVA_DISABLE_EVENTLET_PATCHING": "1",
-    }  # or nova-manage wants eventlet
+    env |= {"PATH": f"{ENV}/bin:{CONF}:{PLAIN['PATH']}"}
+    env |= {"OS_NOVA_DISABLE_EVENTLET_PATCHING": "1"}  # or nova-manage wants eventlet, which preload has not
     for name in names if cfg.USE_MYSQL else {"neutron"} & {*names}:  # SQLite makes its files by itself
         do("mariadb", "--no-defaults", f"--socket={STATE}/mysql/sock", text=f"CREATE DATABASE {name};")
     for command in commands:
@@ -3067,7 +3065,7 @@ def wait_for_hosts(cfg: Settings) -> None:
     with step("Wait for the compute host"):
         wait_for("the compute host in a cell", lambda: list(cloud(cfg).compute.hypervisors()), 90)
         wait_for("the compute host in placement", placed, 60)
-        # It removes at the end of its start what it has been asked for since the beginning (seen with 29.0.0, 1 of 30 runs).
+        # Until it has registered, it may take away the namespace of an instance that is quicker (29.0.0, by its code).
         agents = ("ovsdb-client", "dump", PATHS["OVSDB"], "OVN_Southbound", "Chassis_Private", "external_ids")
         wait_for("the metadata agent", lambda: "neutron:ovn-metadata-id" in ask(*agents), 60, SERVICES["network-meta"])
     if asked_for(cfg, "VOLUMES_SIZE"):
@@ -3212,8 +3210,9 @@ def window_state(service: Service, ours: set[int]) -> dict[str, Any]:
     state: dict[str, Any] = {"window": service.window, "running_since": None, "restarts": len(deaths), "memory": 0}
     with contextlib.suppress(psutil.Error):
         if (it := service_of(service.window)) and it.pid in ours:
-            below = it.children() if service.window == "preload" else it.children(recursive=True)  # all others are below that
-            own = [each for each in below if service.window != "preload" or each.name().startswith("preload")]
+            own = it.children(recursive=True)
+            if service.window == "preload":  # below which most others are
+                own = [each for each in own if each.name().startswith("preload")]
             state["memory"] = sum(each.memory_full_info().pss for each in (it, *own))
             state["running_since"] = iso(it.create_time())
     return state
