@@ -928,11 +928,8 @@ def values(cfg: Settings) -> dict[str, Any]:
     machine["INTERFACES"] = ", ".join(f'"{name}"' for name in netifaces.interfaces() if name not in BRIDGES)
     machine |= {"CONFIG_DRIVE": str(not MANAGERS[cfg.NET_MAN].dhcp)}
     machine |= {"DISKS": "raw", "TAPS": "false"} if cfg.LIBVIRT_TYPE == "lxc" else {"DISKS": "default", "TAPS": "true"}
-    machine |= {
-        "HAS_DIRECTORY": str(bool(cfg.DIRECTORY)),
-        "CACHED": str(not cfg.DIRECTORY),
-        "LDAP_NAME": cfg.LDAP_TREE.partition(",")[0].partition("=")[2],
-    }
+    machine |= {"HAS_DIRECTORY": str(bool(cfg.DIRECTORY)), "CACHED": str(not cfg.DIRECTORY)}
+    machine |= {"LDAP_NAME": cfg.LDAP_TREE.partition(",")[0].partition("=")[2]}
     machine["LDAP_SERVER"] = cfg.LDAP_URL if cfg.DIRECTORY == "yours" else f"ldap://127.0.0.1:{PATHS['LDAP_PORT']}"
     machine["VOLUMES_BACKEND"] = "lvm" if cfg.VOLUMES_LVM else "files"
     return {**chosen, **PATHS, **machine, **known, **urls}
