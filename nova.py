@@ -508,16 +508,16 @@ DATABASE_URLS = {
 # database, and the commands that fill it; these run beside those of the other rows
 DATABASES = (
     (("nova_api", "nova_cell0", "nova_cell1"), (
-        f"fork nova nova-manage {NOVA_CONF} api_db sync",
-        f"fork nova nova-manage {NOVA_CONF} cell_v2 map_cell0 --database_connection $CELL/nova_cell0?{{query}}",
-        f"fork nova nova-manage {NOVA_CONF} cell_v2 create_cell --name cell1 --database_connection $CELL/nova_cell1?{{query}}"
-        " --transport-url {scheme}://{username}:{password}@{hostname}:{port}/",
-        f"fork nova nova-manage {NOVA_CONF} db sync")),
-    (("keystone",),  ("fork any keystone-manage --config-file $CONF/keystone.conf db_sync",
-                      "fork any keystone-manage --config-file $CONF/keystone.conf bootstrap")),
-    (("glance",),    ("fork any glance-manage --config-file $CONF/glance-api.conf db_sync",)),
-    (("placement",), ("fork any placement-manage --config-file $CONF/placement.conf db sync",)),
-    (("neutron",),   ("fork net neutron-db-manage --config-file $CONF/neutron.conf upgrade heads",)),
+        f"$CONF/fork nova nova-manage {NOVA_CONF} api_db sync",
+        f"$CONF/fork nova nova-manage {NOVA_CONF} cell_v2 map_cell0 --database_connection $CELL/nova_cell0?{{query}}",
+        f"$CONF/fork nova nova-manage {NOVA_CONF} cell_v2 create_cell --name cell1"
+        " --database_connection $CELL/nova_cell1?{query} --transport-url {scheme}://{username}:{password}@{hostname}:{port}/",
+        f"$CONF/fork nova nova-manage {NOVA_CONF} db sync")),
+    (("keystone",),  ("$CONF/fork any keystone-manage --config-file $CONF/keystone.conf db_sync",
+                      "$CONF/fork any keystone-manage --config-file $CONF/keystone.conf bootstrap")),
+    (("glance",),    ("$CONF/fork any glance-manage --config-file $CONF/glance-api.conf db_sync",)),
+    (("placement",), ("$CONF/fork any placement-manage --config-file $CONF/placement.conf db sync",)),
+    (("neutron",),   ("$CONF/fork net neutron-db-manage --config-file $CONF/neutron.conf upgrade heads",)),
     (("cinder",),    ("cinder-manage --config-file $CONF/cinder.conf db sync",)),
     (("ec2api",),    ("$EC2/bin/ec2-api-manage --config-file $CONF/ec2api.conf db_sync",)),
 )
@@ -2438,13 +2438,13 @@ def fill_database(cfg: Settings, names: tuple[str, ...], commands: tuple[str, ..
     # keystone-manage bootstrap reads these: a password has no place in argv.
     urls = {f"OS_BOOTSTRAP_{kind}_URL": f"http://{cfg.HOST_IP}:5000/v3" for kind in ("PUBLIC", "INTERNAL")}
     env = {**urls, "OS_BOOTSTRAP_REGION_ID": "RegionOne", "OS_BOOTSTRAP_PASSWORD": values(cfg)["ADMIN_PASSWORD"]}
-    env |= {"PATH": f"{ENV}/bin:{CONF}:{PLAIN['PATH']}"}
+    env |= {"PATH": f"{ENV}/bin:{PLAIN['PATH']}"}
     env |= {"OS_NOVA_DISABLE_EVENTLET_PATCHING": "1"}  # or nova-manage wants eventlet, which preload has not
     for name in names if cfg.USE_MYSQL else {"neutron"} & {*names}:  # SQLite makes its files by itself
         do("mariadb", "--no-defaults", f"--socket={STATE}/mysql/sock", text=f"CREATE DATABASE {name};")
     for command in commands:
         program, *arguments = shlex.split(render(command, cfg))
-        do(CONF / program if program == "fork" else ENV / "bin" / program, *arguments, user=USER, env=env, cwd=STATE)
+        do(ENV / "bin" / program, *arguments, user=USER, env=env, cwd=STATE)
 
 
 def make_image() -> None:

@@ -39,8 +39,8 @@ def run(real: Callable[[str], str]) -> Run:
 @pytest.mark.parametrize(
     "words",
     [
-        ["-m", "ruff", "check", "--no-cache", "nova.py", "conf", "docs", "tests"],
-        ["-m", "ruff", "format", "--check", "--no-cache", "nova.py", "conf", "docs", "tests"],
+        ["-m", "ruff", "check", "--no-cache", "nova.py", "conf", "bench", "docs", "tests"],
+        ["-m", "ruff", "format", "--check", "--no-cache", "nova.py", "conf", "bench", "docs", "tests"],
         ["-m", "mypy"],
     ],
     ids=["ruff", "ruff format", "mypy"],
