@@ -3135,13 +3135,13 @@ def smoke_test(cfg: Settings) -> None:
 
 @contextlib.contextmanager
 def telling_console(cfg: Settings, server: Any) -> Iterator[None]:
-    """A Failure is told with the last lines of the instance's console, and with how its interface is."""
+    """A Failure is told with the last lines of the instance's console, how its interface is, and what gave it no metadata."""
     try:
         yield
     except Failure as failure:
         with contextlib.suppress(Exception):  # what came first counts
             console = cloud(cfg).compute.get_server_console_output(server, length=15)["output"]
-            failure.tail = (*console.splitlines(), *ask("ip", "-brief", "link").splitlines())
+            failure.tail = (*console.splitlines(), *ask("ip", "-brief", "link").splitlines(), *last_lines("network-meta"))
         raise
 
 
