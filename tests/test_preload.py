@@ -97,6 +97,19 @@ def test_a_fork_is_what_was_asked_for(asked: Any, place: Path) -> None:
     assert "ZeroDivisionError" in (place / "said").read_text()  # what cannot be imported is told, and the rest goes on
 
 
+def test_a_fork_that_ends_before_who_asked_looks_is_told_of(asked: Any, place: Path, server: Any) -> None:
+    server.send_signal(signal.SIGSTOP)
+    process = asked("open('ended', 'w'); sys.exit(7)")
+    waits = psutil.Process(process.pid)
+    until(lambda: waits.net_connections("unix") and waits.status() == psutil.STATUS_SLEEPING)  # it has asked
+    process.send_signal(signal.SIGSTOP)
+    server.send_signal(signal.SIGCONT)
+    until((place / "run/ended").exists)
+    until(lambda: not psutil.Process(server.pid).children())
+    process.send_signal(signal.SIGCONT)
+    assert process.wait(10) == 7
+
+
 def test_a_fork_has_the_credentials_of_who_asked_and_no_more(asked: Any, real: Callable[[str], str]) -> None:
     other = (real("setpriv"), "--reuid=65534", "--regid=65534", "--groups=65533")
     assert asked(WHO, before=other).communicate()[0] == "(65534, 65534, 65534) (65534, 65534, 65534) [65533] True\n"
