@@ -411,6 +411,7 @@ CONFIG_FILES = (
     ("conf/again.tmpl",            CONF / "again",                0o755, ROOT),
     ("conf/fork.tmpl",             CONF / "fork",                 0o755, ROOT),
     ("conf/preload.py",            CONF / "preload.py",           0o644, ROOT),
+    ("conf/nova_apis.py",          CONF / "nova_apis.py",         0o644, USER),
     ("conf/lost-builds.py",        CONF / "lost-builds.py",       0o644, ROOT),
     ("conf/test.tmpl",             CONF / "test",                 0o644, ROOT),
     ("conf/screenrc.tmpl",         CONF / "screenrc",             0o644, ROOT),
@@ -471,10 +472,10 @@ CONTROL = (
     Service("keystone",     USER, f"fork any {API} $HOST_IP:5000 -w keystone.wsgi.api", "http://$HOST_IP:5000/v3"),
     Service("placement",    USER, f"fork any {API} $HOST_IP:8778 -w placement.wsgi.api", "http://$HOST_IP:8778/"),
     Service("network",      USER, f"fork net {API} $HOST_IP:9696 -w neutron.wsgi.api", "http://$HOST_IP:9696/"),
-    Service("api",          USER, f"fork nova {API} $HOST_IP:8774 -w nova.wsgi.osapi_compute", "http://$HOST_IP:8774/"),
+    Service("api",          USER, f"fork nova {API} $HOST_IP:8774 --http-socket 127.0.0.1:8775 --wsgi-file $CONF/nova_apis.py",
+                                  "http://$HOST_IP:8774/"),
     Service("conductor",    USER, f"fork nova nova-conductor {NOVA_CONF}", "amqp:conductor"),
     Service("glance",       USER, f"fork any {API} $HOST_IP:9292 -w glance.wsgi.api", "http://$HOST_IP:9292/"),
-    Service("metadata",     USER, f"fork nova {API} 127.0.0.1:8775 -w nova.wsgi.metadata", "http://127.0.0.1:8775/"),
     Service("volume-api",   USER, f"{API} $HOST_IP:8776 -w cinder.wsgi.api"
                                   " --pyargv '--config-file $CONF/cinder.conf'", "http://$HOST_IP:8776/"),
     Service("objectstore",  USER, "swift-proxy-server $CONF/swift-proxy.conf -v", "http://$HOST_IP:3333/healthcheck"),
@@ -486,7 +487,7 @@ CONTROL = (
 # scheduler asks placement.
 WORKERS = (
     Service("scheduler",    USER, f"fork nova nova-scheduler {NOVA_CONF}", "amqp:scheduler"),
-    Service("compute",      PRIVSEP, "fork nova nova-compute --config-file $CONF/nova.conf"),
+    Service("compute",      PRIVSEP, "fork nova nova-compute --config-file $CONF/nova.conf", "amqp:compute.$HOSTNAME"),
     Service("network-meta", PRIVSEP, "fork net neutron-ovn-metadata-agent --config-file $CONF/neutron.conf"),
     Service("network-ovn",  USER, "fork net neutron-ovn-maintenance-worker --config-file $CONF/neutron.conf"),
     Service("volume-sched", USER, "cinder-scheduler --config-file $CONF/cinder.conf", "amqp:cinder-scheduler"),
@@ -2578,9 +2579,9 @@ def start(cfg: Settings) -> None:
     create_bridges(cfg)
     start_control(cfg)
     route_private(cfg)
-    ran, reports = servers_that_ran(cfg), compute_reports(cfg)
+    ran = servers_that_ran(cfg)
     start_workers(cfg)
-    wait_for_instances(cfg, ran, reports)
+    wait_for_instances(cfg, ran)
     wait_for_hosts(cfg)  # not before: asked for its volume hosts, cinder waits a minute for a scheduler that is not there yet
     write_file(STATE / "run/up", "")
     say_how_to_use(cfg)
@@ -2834,11 +2835,11 @@ def start_session(cfg: Settings) -> None:
 
 
 def start_services(cfg: Settings, table: tuple[Service, ...]) -> None:
-    """All at once, until they answer; but for rabbit: it is slow, and the conductor waits for it."""
+    """All at once, until they answer; but for rabbit, which is slow and waited for by the conductor, and compute: a step's own."""
     for service in rows(cfg, table):
         open_window(cfg, service)
     for service in rows(cfg, table):
-        if service.window != "rabbit":
+        if service.window not in ("rabbit", "compute"):
             wait_for_service(cfg, service)
 
 
@@ -3060,7 +3061,9 @@ def wait_for_hosts(cfg: Settings) -> None:
     room = "/resource_providers?resources=VCPU:1,MEMORY_MB:64,DISK_GB:1"
     placed = lambda: cloud(cfg).placement.get(room, microversion="1.17").json()["resource_providers"]
     with step("Wait for the compute host"):
+        wait_for_service(cfg, SERVICES["compute"])
         wait_for("the compute host in a cell", lambda: list(cloud(cfg).compute.hypervisors()), 90)
+        wait_for("the compute host's report", lambda: is_compute_up(cfg), 60)
         wait_for("the compute host in placement", placed, 60)
         # Until it has registered, it may take away the namespace of an instance that is quicker (29.0.0, by its code).
         agents = ("ovsdb-client", "dump", PATHS["OVSDB"], "OVN_Southbound", "Chassis_Private", "external_ids")
@@ -3077,9 +3080,10 @@ def servers_that_ran(cfg: Settings) -> list[Any]:
     return [each for each in servers if each.status == "ACTIVE" and not each.task_state]
 
 
-def compute_reports(cfg: Settings) -> list[str]:
-    """When nova-compute told last that it is well: for the first time once it has gone through all of its instances."""
-    return [str(each.updated_at) for each in those_of(cfg, "compute.services", binary="nova-compute")]
+def is_compute_up(cfg: Settings) -> bool:
+    """Does nova take its compute host for alive? After a long stop not before its next report."""
+    (host,) = those_of(cfg, "compute.services", binary="nova-compute", host=socket.gethostname())
+    return host.state == "up" or bool(host.is_forced_down)
 
 
 def running_guests(cfg: Settings) -> set[str]:
@@ -3088,14 +3092,14 @@ def running_guests(cfg: Settings) -> set[str]:
     return set(ask("virsh", "--connect", place, "list", "--uuid", "--state-running", default="").split())
 
 
-def wait_for_instances(cfg: Settings, ran: list[Any], reports: list[str]) -> None:
+def wait_for_instances(cfg: Settings, ran: list[Any]) -> None:
     """Until every instance that ran is ACTIVE and runs. nova-compute sees to it (nova.conf: resume_guests_state_on_host_boot).
 
-    But not for one that was paused by a full disk: it is asked to reboot that one.
+    It listens once it has gone through them. But not for one that was paused by a full disk: it is asked to reboot that one.
     """
     with step(f"Wait for nova-compute, and for {len(ran)} instances to run again"):
         limit = 90 + 30 * len(ran)
-        wait_for("nova-compute", lambda: compute_reports(cfg) != reports, limit, SERVICES["compute"])
+        wait_for_service(cfg, SERVICES["compute"], limit)
         for server in ran:
             if is_active(cfg, server) and server.id not in running_guests(cfg):
                 api(cfg, f"openstack server reboot --hard {server.id}", "compute.reboot_server", server, "HARD")

@@ -44,7 +44,7 @@ def up(runnable_installed: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
     assert nova.main(["run_detached", folder(machine)]) == 0
     machine.path("/srv/session").unlink()  # it ends
     machine.calls.unlink()
-    for name in ("servers_that_ran", "compute_reports", "route_private"):
+    for name in ("servers_that_ran", "route_private"):
         monkeypatch.setattr(nova, name, lambda cfg: [])
     monkeypatch.setattr(nova, "wait_for_instances", lambda *_: None)
     return machine
@@ -163,20 +163,20 @@ def test_install_makes_no_databases_over_those_of_a_kept_cloud(
 def test_an_instance_that_does_not_run_is_rebooted_and_one_that_went_wrong_is_told(
     kept: nova.Settings, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    admin, reports = MagicMock(), iter([["then"], ["then"], ["now"]])
+    admin, listening = MagicMock(), iter([0, 0, 1])
     monkeypatch.setattr(nova, "cloud", MagicMock(return_value=admin))
-    monkeypatch.setattr(nova, "compute_reports", lambda cfg: next(reports))
+    monkeypatch.setattr(nova, "consumers", lambda queue: next(listening))
     admin.compute.reboot_server.side_effect = lambda *_: machine.fake("virsh", "echo one; echo two")
     machine.fake("virsh", "echo one")
     servers: dict[str, Any] = {name: MagicMock(id=name, status="ACTIVE") for name in ("one", "two", "bad")}
     admin.compute.get_server.side_effect = servers.get
-    nova.wait_for_instances(kept, [servers["one"], servers["two"]], ["then"])
+    nova.wait_for_instances(kept, [servers["one"], servers["two"]])
     assert [call.args for call in admin.compute.reboot_server.call_args_list] == [(servers["two"], "HARD")]
-    assert next(reports, "all looked") == "all looked"
+    assert next(listening, "all looked") == "all looked"
     servers["bad"].status, servers["bad"].fault = "ERROR", {"message": "no disk"}
     servers["bad"].name = "bad"
-    monkeypatch.setattr(nova, "compute_reports", lambda cfg: ["now"])
-    assert failure(nova.wait_for_instances, kept, [servers["bad"]], ["then"]) == "instance bad: no disk"
+    monkeypatch.setattr(nova, "consumers", lambda queue: 1)
+    assert failure(nova.wait_for_instances, kept, [servers["bad"]]) == "instance bad: no disk"
 
 
 # ---- stop ----

@@ -157,7 +157,6 @@ def listens(ip: str, port: int) -> bool:
 
 
 PROBES: dict[str, Callable[[Api, str], Any]] = {
-    "metadata": lambda api, kept: metadata(api.cloud, kept),
     "network-meta": lambda api, kept: metadata(api.cloud, kept),
     "ldap": lambda api, kept: api.call("GET", "5000/v3/users?domain_id=" + domain(api))["users"],
     "objects": lambda api, kept: api.call("GET", f"3333/v1/AUTH_{project(api)}?format=json") == [],
