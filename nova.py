@@ -446,12 +446,14 @@ class Service(NamedTuple):
 API = "uwsgi --ini $CONF/uwsgi.ini --http-socket"
 NOVA_CONF = "--config-file $CONF/nova.conf --config-file $CONF/nova-db.conf"
 
-# What OpenStack stands on. preload has imported what the services behind a "fork" need: conf/preload.py. Guests, which
-# libvirtd starts, come after the control plane, or it would starve beside twenty that boot (conf/libvirt-hook.tmpl); tini
-# takes note of their end at once, where process 1 may not.
+# It imports what the services behind a "fork" need, for seconds: first of all, beside whatever else has to be done.
+PRELOAD = (
+    Service("preload",      ROOT, "python -P $CONF/preload.py $USER", "$STATE/run/preload-any"),
+)
+# What OpenStack stands on. Guests, which libvirtd starts, come after the control plane, or it would starve beside twenty
+# that boot (conf/libvirt-hook.tmpl); tini takes note of their end at once, where process 1 may not.
 SERVERS = (
     Service("rabbit",       USER, "env HOME=$STATE/rabbit /usr/lib/rabbitmq/bin/rabbitmq-server", "127.0.0.1:$RABBIT_PORT"),
-    Service("preload",      ROOT, "python -P $CONF/preload.py $USER", "$STATE/run/preload-any"),
     Service("mysql",        USER, "mariadbd --defaults-file=$CONF/my.cnf --datadir=$STATE/databases/mysql", "$STATE/mysql/sock"),
     Service("ovsdb",        USER, "ovsdb-server --remote=p$OVSDB --unixctl=$OVS/ovsdb.ctl"
                                   " $OVS/conf.db $OVS/ovnnb.db $OVS/ovnsb.db", "$OVS/db.sock"),
@@ -483,17 +485,20 @@ CONTROL = (
     Service("novnc",        USER, f"nova-novncproxy {NOVA_CONF} --web $STATE/novnc/usr/share/novnc", "$HOST_IP:6080"),
     Service("serial",       USER, f"nova-serialproxy {NOVA_CONF}", "$HOST_IP:6083"),
 )
-# Last: when they start, nova-compute asks the conductor, and waits ten seconds where there is none yet, and the
-# scheduler asks placement.
+# When they start, they ask the APIs: the scheduler asks placement.
 WORKERS = (
     Service("scheduler",    USER, f"fork nova nova-scheduler {NOVA_CONF}", "amqp:scheduler"),
-    Service("compute",      PRIVSEP, "fork nova nova-compute --config-file $CONF/nova.conf", "amqp:compute.$HOSTNAME"),
     Service("network-meta", PRIVSEP, "fork net neutron-ovn-metadata-agent --config-file $CONF/neutron.conf"),
     Service("network-ovn",  USER, "fork net neutron-ovn-maintenance-worker --config-file $CONF/neutron.conf"),
     Service("volume-sched", USER, "cinder-scheduler --config-file $CONF/cinder.conf", "amqp:cinder-scheduler"),
     Service("volume",       PRIVSEP, "cinder-volume --config-file $CONF/cinder.conf"),
 )
-SERVICES = {service.window: service for service in SERVERS + CONTROL + WORKERS}
+# Last: when it starts, it asks the conductor, and waits ten seconds where there is none yet.
+COMPUTE = (
+    Service("compute",      PRIVSEP, "fork nova nova-compute --config-file $CONF/nova.conf", "amqp:compute.$HOSTNAME"),
+)
+OPENSTACK = CONTROL + WORKERS + COMPUTE
+SERVICES = {service.window: service for service in PRELOAD + SERVERS + OPENSTACK}
 
 # ---- Tables: databases, endpoints, flavors ----
 
@@ -1209,13 +1214,14 @@ def to_screen(cfg: Settings, *command: object) -> None:
     do("screen", "-S", name, "-X", *command)
 
 
-def open_window(cfg: Settings, service: Service) -> None:
-    """Open the service's window: a shell whose first command is the service, so up-arrow starts it again."""
-    command = f"keep {service.window} {service.user} {render(service.command, cfg)}"
-    file = STATE / f"run/{service.window}.rc"
-    remove(file.with_suffix(".died"))
-    write_file(file, f". {CONF}/window\nhistory -s {shlex.quote(command)}\n{command}\n")
-    to_screen(cfg, "screen", "-t", service.window, "bash", "--rcfile", file, "-i")
+def open_windows(cfg: Settings, services: Sequence[Service]) -> None:
+    """Open their windows: in each a shell whose first command is the service, so up-arrow starts it again."""
+    for service in services:
+        command = f"keep {service.window} {service.user} {render(service.command, cfg)}"
+        file = STATE / f"run/{service.window}.rc"
+        remove(file.with_suffix(".died"))
+        write_file(file, f". {CONF}/window\nhistory -s {shlex.quote(command)}\n{command}\n")
+    to_screen(cfg, "eval", *(f"screen -t {window} bash --rcfile {STATE}/run/{window}.rc -i" for window, *_ in services))
 
 
 def service_of(window: str) -> psutil.Process | None:
@@ -1272,10 +1278,11 @@ def looked_at(place: str) -> str:
     return f"(: </dev/tcp/{place.replace(':', '/')}) 2>/dev/null" if ":" in place else f"test -S {place}"
 
 
-def wait_for_service(cfg: Settings, service: Service, seconds: float = 90) -> None:
-    """Its window answers, where it has something to answer with; or a Failure that names it."""
-    if place := render(service.answers, cfg):
-        wait_for(f"{service.window} ({place})", place, seconds, service)
+def wait_for_services(cfg: Settings, *tables: tuple[Service, ...], seconds: float = 90) -> None:
+    """Each window answers, where it has something to answer with; or a Failure that names it."""
+    for service in rows(cfg, *tables):
+        if place := render(service.answers, cfg):
+            wait_for(f"{service.window} ({place})", place, seconds, service)
 
 
 @functools.cache
@@ -1837,7 +1844,7 @@ def check_virtualization(kind: str) -> None:
 
 def check_ports(cfg: Settings) -> None:
     """Every port that a service will listen on is free."""
-    places = " ".join(render(service.answers, cfg) for service in rows(cfg, SERVERS, CONTROL, WORKERS))
+    places = " ".join(render(service.answers, cfg) for service in rows(cfg, tuple(SERVICES.values())))
     wanted = {int(port) for port in re.findall(r":(\d+)", places)} | {PATHS["RABBIT_DIST_PORT"], PATHS["EPMD_PORT"]}
     wanted |= set(CONSOLE_PORTS if cfg.CONSOLES else ())
     for connection in sorted(psutil.net_connections("tcp"), key=lambda each: getattr(each.laddr, "port", 0)):
@@ -2541,10 +2548,11 @@ def run_detached(cfg: Settings, yes: str = "") -> None:
     tell_what_goes(cfg, yes)
     install(cfg, for_a_new_one=True)
     run_unit_tests(cfg)
+    start_session(cfg)
     copied = is_new_kept(cfg)
     empty_databases(cfg, copied)
     use_volumes(cfg)
-    start_session(cfg)
+    start_servers(cfg)
     use_directory(cfg)
     create_bridges(cfg)
     start_control(cfg)
@@ -2574,10 +2582,11 @@ def start(cfg: Settings) -> None:
     use_elsewhere(cfg)
     make_folders(cfg)
     write_config(cfg)
+    start_session(cfg)
     empty(ENDED)
     create_switch()
     use_volumes(cfg)
-    start_session(cfg)
+    start_servers(cfg)
     use_directory(cfg)
     create_bridges(cfg)
     start_control(cfg)
@@ -2715,7 +2724,6 @@ def empty_databases(cfg: Settings, copied: bool = False) -> None:
     """Every run is a fresh cloud: databases as install made them, or as the first such run did; no instances, no messages."""
     with step("Empty the databases"):
         empty(EMPTIED)
-        remove(*(path for path in (STATE / "log").glob("*.log") if path.name != "nova.log"))
         create_switch()
         create_switch("ovn/ovn-sb", "ovnsb")
         if copied:
@@ -2823,27 +2831,32 @@ def has_iscsi() -> bool:
 
 
 def start_session(cfg: Settings) -> None:
-    """The screen session, and in it what OpenStack stands on."""
-    if not DRY_RUN:  # the APIs' client takes a second to import: beside what is waited for
-        threading.Thread(target=importlib.import_module, args=("openstack.connection",), daemon=True).start()
-    with step("Start MariaDB, RabbitMQ, Open vSwitch, OVN and libvirt"):
+    """The screen session, and in it what takes longest. A new cloud's windows have no logs yet."""
+    with step("Open the session"):
+        if not is_kept():
+            remove(*(path for path in (STATE / "log").glob("*.log") if path.name != "nova.log"))
         shell = ("bash", "--rcfile", CONF / "test", "-i")
         do("screen", "-c", CONF / "screenrc", "-d", "-m", "-S", cfg.SCREEN_NAME, "-t", "test", *shell)
         wait_for("screen", lambda: session(cfg), 10)
         if cfg.SCREEN_STATUS:
             to_screen(cfg, "hardstatus", "alwayslastline", "%-w%{= BW}%50>%n* %t%{-}%+w%< %= %H")
+        open_windows(cfg, PRELOAD)
+
+
+def start_servers(cfg: Settings) -> None:
+    """What OpenStack stands on."""
+    if not DRY_RUN:  # the APIs' client takes a second to import: beside what is waited for
+        threading.Thread(target=importlib.import_module, args=("openstack.connection",), daemon=True).start()
+    with step("Start MariaDB, RabbitMQ, Open vSwitch, OVN and libvirt"):
         if cfg.LIBVIRT_TYPE == "lxc":
             record_groups()
         start_services(cfg, SERVERS)
 
 
-def start_services(cfg: Settings, table: tuple[Service, ...]) -> None:
-    """All at once, until they answer; but for rabbit, which the conductor waits for, and compute, which has a step of its own."""
-    for service in rows(cfg, table):
-        open_window(cfg, service)
-    for service in rows(cfg, table):
-        if service.window not in ("rabbit", "compute"):
-            wait_for_service(cfg, service)
+def start_services(cfg: Settings, table: tuple[Service, ...], *before: Service) -> None:
+    """All at once, until those `before` and they answer; but for rabbit and the conductor: whoever needs these two waits."""
+    open_windows(cfg, rows(cfg, table))
+    wait_for_services(cfg, (*before, *(service for service in table if service.window not in ("rabbit", "conductor"))))
 
 
 def record_groups() -> None:
@@ -2959,7 +2972,7 @@ def has_kernel_datapath() -> bool:
 def start_control(cfg: Settings) -> None:
     """The APIs and what works for them."""
     with step("Start the APIs"):
-        start_services(cfg, CONTROL)
+        start_services(cfg, CONTROL, *PRELOAD)
         # keystone reads its rules when they are first needed; where two ask at once, it refuses one (seen with 30.0.0).
         those_of(cfg, "identity.services")
 
@@ -2967,7 +2980,10 @@ def start_control(cfg: Settings) -> None:
 def start_workers(cfg: Settings) -> None:
     """What asks the others when it starts."""
     with step("Start scheduler, compute and network agents"):
-        start_services(cfg, WORKERS)
+        open_windows(cfg, rows(cfg, WORKERS))
+        wait_for_services(cfg, (SERVICES["conductor"],))
+        open_windows(cfg, COMPUTE)
+        wait_for_services(cfg, WORKERS)
 
 
 def create_flavors(cfg: Settings) -> None:
@@ -3064,7 +3080,7 @@ def wait_for_hosts(cfg: Settings) -> None:
     room = "/resource_providers?resources=VCPU:1,MEMORY_MB:64,DISK_GB:1"
     placed = lambda: cloud(cfg).placement.get(room, microversion="1.17").json()["resource_providers"]
     with step("Wait for the compute host"):
-        wait_for_service(cfg, SERVICES["compute"])
+        wait_for_services(cfg, COMPUTE)
         wait_for("the compute host in a cell", lambda: list(cloud(cfg).compute.hypervisors()), 90)
         wait_for("the compute host's report", lambda: is_compute_up(cfg), 60)
         wait_for("the compute host in placement", placed, 60)
@@ -3102,7 +3118,7 @@ def wait_for_instances(cfg: Settings, ran: list[Any]) -> None:
     """
     with step(f"Wait for nova-compute, and for {len(ran)} instances to run again"):
         limit = 90 + 30 * len(ran)
-        wait_for_service(cfg, SERVICES["compute"], limit)
+        wait_for_services(cfg, COMPUTE, seconds=limit)
         for server in ran:
             if is_active(cfg, server) and server.id not in running_guests(cfg):
                 api(cfg, f"openstack server reboot --hard {server.id}", "compute.reboot_server", server, "HARD")
@@ -3128,7 +3144,7 @@ def smoke_test(cfg: Settings) -> None:
         place = address.floating_ip_address
         login = ("timeout", 15, "ssh", "-i", key, *shlex.split("-oBatchMode=yes -oConnectTimeout=3 -oLogLevel=ERROR"))
         login += ("-oStrictHostKeyChecking=no", "-oUserKnownHostsFile=/dev/null")  # the next one at this address is another
-        pinged = lambda: " 0% packet loss" in ask("ping", "-c1", "-W1", place, ok=(0, 1))
+        pinged = lambda: " 0% packet loss" in ask("ping", "-c1", "-W0.3", place, ok=(0, 1))
         with telling_console(cfg, server):
             wait_for(f"ping of {place}", pinged, 60)
             wait_for(f"ssh to {place}", lambda: ask(*login, f"root@{place}", "hostname", default="") == "smoke", 90)
@@ -3190,7 +3206,7 @@ def status(cfg: Settings, form: str = "") -> None:
 def look(cfg: Settings) -> dict[str, Any]:
     """Everything that status tells: lists of rows that are alike, and what is wrong with them."""
     ours, up = {process.pid for process in processes()}, STATE / "run/up"
-    services = rows(cfg, SERVERS, CONTROL, WORKERS) if ours else []
+    services = rows(cfg, tuple(SERVICES.values())) if ours else []
     found: dict[str, Any] = {"folder": str(cfg.DIR), "session": cfg.SCREEN_NAME}
     found["up_since"] = iso(up.stat().st_mtime) if ours and up.exists() else None
     found["stopped"] = not ours and (cfg.DIR / "state" / KEPT.name).exists()
@@ -3302,7 +3318,7 @@ def stop(cfg: Settings) -> None:
         with step("Wait for what is being done to instances and volumes"):
             forgiven(wait_for, "the end of that", lambda: not in_the_making(cfg), 60)
         with step("End OpenStack's services"):
-            end_windows(CONTROL + WORKERS, 3)
+            end_windows(OPENSTACK, 3)
         with step("Shut the instances down"):
             shut_down_guests(cfg)
     with step("End what they stood on, and remove bridges and rules"):
@@ -3405,9 +3421,9 @@ def take_down(cfg: Settings, seconds: float = 0.5) -> None:
     """
     if "ovs-vswitchd" in [process.name() for process in processes()]:  # a run that was cut off before it marked them
         mark_bridges()
-    end_windows(CONTROL + WORKERS, min(seconds, 3))
+    end_windows(OPENSTACK, min(seconds, 3))
     end_windows((SERVICES["rabbit"],), 0)  # its messages do not outlive it (ENDED), and it takes a second to end
-    end_windows(SERVERS, seconds)
+    end_windows(PRELOAD + SERVERS, seconds)
     if session(cfg) in [p.pid for p in processes()]:
         forgiven(to_screen, cfg, "quit")
     for pid in (pid for pid, lives in sessions(cfg).items() if not lives):

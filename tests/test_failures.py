@@ -232,7 +232,7 @@ def test_the_death_of_a_window_ends_the_wait_at_once(cfg: nova.Settings, machine
 
 
 def test_a_service_without_a_place_is_not_waited_for(cfg: nova.Settings) -> None:
-    nova.wait_for_service(cfg, nova.Service("compute", nova.ROOT, "nova-compute"), 0)
+    nova.wait_for_services(cfg, (nova.Service("compute", nova.ROOT, "nova-compute"),), seconds=0)
 
 
 # ---- What answers, and downloads ----

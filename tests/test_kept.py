@@ -199,7 +199,7 @@ def test_stop_ends_openstack_then_the_guests_then_what_both_stood_on(
     machine.fake("ip")
     nova.stop(kept)
     assert ended[:2] == [False, nova.CONTROL + nova.WORKERS]
-    assert ended[2:5] == ["look", "look", "look"] and ended[-1] == nova.SERVERS
+    assert ended[2:5] == ["look", "look", "look"] and ended[-1] == nova.PRELOAD + nova.SERVERS
     assert [line for line in machine.called() if not line.startswith(("screen", "rm"))] == [
         "virsh --connect qemu:///system shutdown a-guest", "ip link delete br-ex",
     ]  # fmt: skip

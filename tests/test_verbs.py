@@ -680,8 +680,8 @@ def test_the_status_line_can_be_switched_off(
 def test_a_window_is_a_shell_that_begins_with_its_service(cfg: nova.Settings, fake: Fake, machine: Machine) -> None:
     fake("screen", SESSION)
     died = machine.put(nova.STATE / "run/w.died")
-    nova.open_window(cfg, nova.Service("w", nova.USER, "serve --at $HOST_IP 'two words'"))
-    assert machine.called()[1:] == ["screen -S 4242.nova -X screen -t w bash --rcfile /run/nova.py/state/run/w.rc -i"]
+    nova.open_windows(cfg, [nova.Service("w", nova.USER, "serve --at $HOST_IP 'two words'")])
+    assert machine.called()[1:] == ["screen -S 4242.nova -X eval 'screen -t w bash --rcfile /run/nova.py/state/run/w.rc -i'"]
     command = f"keep w {nova.USER} serve --at 192.0.2.10 'two words'"
     lines = (nova.STATE / "run/w.rc").read_text().splitlines()
     assert lines == [f". {nova.CONF}/window", f"history -s {nova.shlex.quote(command)}", command]
