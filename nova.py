@@ -738,11 +738,10 @@ def step(what: str) -> Iterator[None]:
     STEPS.append((what, time.monotonic() - started))
 
 
-def in_parallel(*functions: Callable[[], Any]) -> None:
-    """Call all of them at once and wait for all; the first failure is raised."""
+def in_parallel(*functions: Callable[[], Any]) -> list[Any]:
+    """Call all of them at once and wait for all: what they return; the first failure is raised."""
     with concurrent.futures.ThreadPoolExecutor(1 if DRY_RUN else len(functions)) as pool:  # one: said in their order
-        for done in [pool.submit(f) for f in functions]:
-            done.result()
+        return [done.result() for done in [pool.submit(f) for f in functions]]
 
 
 # ---- Changes: each is said as a line for a shell and then made; with --dry-run it is only said ----
@@ -1844,7 +1843,7 @@ def check_virtualization(kind: str) -> None:
 
 def check_ports(cfg: Settings) -> None:
     """Every port that a service will listen on is free."""
-    places = " ".join(render(service.answers, cfg) for service in rows(cfg, tuple(SERVICES.values())))
+    places = " ".join(render(f"{row.answers} {row.command}", cfg) for row in rows(cfg, tuple(SERVICES.values())))
     wanted = {int(port) for port in re.findall(r":(\d+)", places)} | {PATHS["RABBIT_DIST_PORT"], PATHS["EPMD_PORT"]}
     wanted |= set(CONSOLE_PORTS if cfg.CONSOLES else ())
     for connection in sorted(psutil.net_connections("tcp"), key=lambda each: getattr(each.laddr, "port", 0)):
@@ -3133,9 +3132,12 @@ def smoke_test(cfg: Settings) -> None:
     with step("Boot an instance and reach it by ssh"):
         do("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "smoke", "-f", key)
         public_key = "" if DRY_RUN else key.with_suffix(".pub").read_text()
-        create(cfg, "compute", "keypair", "smoke", public_key=public_key)
-        port = create(cfg, "network", "port", "smoke", network_id=find(cfg, "network", "network", "private").id)
-        which = dict(flavor_id=FLAVORS[0][1], image_id=find(cfg, "image", "image", "ami-tty").id, key_name="smoke")
+        _, port, image = in_parallel(
+            lambda: create(cfg, "compute", "keypair", "smoke", public_key=public_key),
+            lambda: create(cfg, "network", "port", "smoke", network_id=find(cfg, "network", "network", "private").id),
+            lambda: find(cfg, "image", "image", "ami-tty"),
+        )
+        which = dict(flavor_id=FLAVORS[0][1], image_id=image.id, key_name="smoke")
         server = create(cfg, "compute", "server", "smoke", networks=[{"port": port.id}], **which)
         where = dict(floating_network_id=find(cfg, "network", "network", "public").id, port_id=port.id)
         line = f"openstack floating ip create --port {port.id} public"

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What goes wrong: the exact words, the exit code, and what is left behind."""
 
+import functools
 import hashlib
 import http.server
 import logging
@@ -225,7 +226,7 @@ def test_the_death_of_a_window_ends_the_wait_at_once(cfg: nova.Settings, machine
     machine.put(nova.STATE / "log/api.log", "".join(f"{i}\n" for i in range(20)) + "\x1b[31mred\x1b[0m\r\n\n  why\n")
     service = nova.Service("api", nova.USER, "", "127.0.0.1:1")
     began = time.monotonic()
-    said = failure(nova.wait_for_service, cfg, service, 60)
+    said = failure(functools.partial(nova.wait_for_services, seconds=60), cfg, (service,))
     assert time.monotonic() - began < 10
     assert str(said).endswith("died: 2026-11-21T10:00:00 api: exit code 1 after 0 s, again in 1 s")
     assert said.tail == (*map(str, range(10, 20)), "red", "why")
@@ -374,7 +375,7 @@ def test_a_port_in_use_names_who_has_it(
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         machine.listening = [c for c in everybodys_connections("tcp") if c.pid == os.getpid()]
-        monkeypatch.setattr(nova, "WORKERS", (nova.Service("mine", nova.USER, "", f"127.0.0.1:{port}"),))
+        monkeypatch.setattr(nova, "SERVICES", {"mine": nova.Service("mine", nova.USER, "", f"127.0.0.1:{port}")})
         who = f"the cloud in {cloud} (session theirs)" if cloud else f"{psutil.Process().name()}, pid {os.getpid()}"
         assert str(failure(nova.check_ports, cfg)) == f"port {port} is in use by {who}"
     machine.listening = [c for c in everybodys_connections("tcp") if c.pid == os.getpid()]
