@@ -3416,7 +3416,7 @@ def end_windows(services: tuple[Service, ...], seconds: float) -> None:
     end_processes([p for p in processes() if p.pid in keepers], seconds)
 
 
-def take_down(cfg: Settings, seconds: float = 0.5) -> None:
+def take_down(cfg: Settings, seconds: float = 0.2) -> None:
     """End windows and guests, OpenStack before what it stands on; then whatever of ours is still there.
 
     `seconds` are for what OpenStack stands on, whose data is kept; clean, as a crash, gives it hardly any.
