@@ -1220,7 +1220,9 @@ def open_windows(cfg: Settings, services: Sequence[Service]) -> None:
         file = STATE / f"run/{service.window}.rc"
         remove(file.with_suffix(".died"))
         write_file(file, f". {CONF}/window\nhistory -s {shlex.quote(command)}\n{command}\n")
-    to_screen(cfg, "eval", *(f"screen -t {window} bash --rcfile {STATE}/run/{window}.rc -i" for window, *_ in services))
+    lines = [f"screen -t {service.window} bash --rcfile {STATE}/run/{service.window}.rc -i" for service in services]
+    for first in range(0, len(lines), 6):  # of more than 767 characters screen (4.9) does nothing, and says nothing
+        to_screen(cfg, "eval", *lines[first : first + 6])
 
 
 def service_of(window: str) -> psutil.Process | None:
