@@ -2147,14 +2147,13 @@ def no_services() -> Iterator[None]:
         remove_policy()
         note_brought()
     if DRY_RUN:
-        print("# disable each service that these packages bring:  deb-systemd-helper disable UNIT")
+        print("# disable each service that these packages bring:  rm /etc/systemd/system/*.*/UNIT")
         return print(f"rm --recursive --force {POLICY}\nrm {INSTALLING}")
     new = {name for name in kept(BROUGHT)["packages"] if kept(INSTALLING)["packages"].get(name) != "installed"}
     files = ask("dpkg-query", "--listfiles", *sorted(new)) if new else ""
     units = re.findall(r"/systemd/system/([^/\s]+)$", files, re.M)
-    for unit in units:
-        if list(Path("/etc/systemd/system").glob(f"*.*/{unit}")):
-            do("deb-systemd-helper", "disable", unit, env={"DPKG_MAINTSCRIPT_PACKAGE": "nova.py"})  # it insists on one
+    for unit in units:  # without the link it counts as disabled by the owner; Debian 13's helper goes round and round in Also=
+        remove(*Path("/etc/systemd/system").glob(f"*.*/{unit}"))
     for script in re.findall(r"^/etc/init\.d/([^/\s]+)$", files, re.M):
         if f"{script}.service" not in units:  # slapd has none
             do("update-rc.d", script, "disable")
