@@ -11,7 +11,8 @@ import atexit
 import contextlib
 import ctypes
 import gc
-import importlib
+import importlib.machinery
+import importlib.util
 import json
 import os
 import pwd
@@ -36,7 +37,10 @@ SHARED = (
     "oslo_config.cfg", "oslo_log.log", "oslo_db.sqlalchemy.enginefacade", "oslo_policy.policy", "oslo_messaging.notify",
     "oslo_messaging._drivers.impl_rabbit", "kombu.transport.pyamqp", "keystonemiddleware.auth_token", "keystoneauth1.loading",
     "oslo_cache.backends.dictionary", "oslo_middleware", "oslo_middleware.healthcheck", "osprofiler.sqlalchemy", "dogpile.cache",
-    "pymysql", "jsonschema", "routes", "paste.urlmap", "OpenSSL.SSL", "cryptography.x509", "pyuwsgi",
+    "pymysql", "jsonschema", "routes", "paste.urlmap", "OpenSSL.SSL", "cryptography.x509", "pyuwsgi", "alembic.context",
+    "openstack.connection", "oslo_limit.limit", "oslo_reports.guru_meditation_report", "oslo_versionedobjects.base", "os_traits",
+    "pyroute2", "cinderclient.v3.client", "cursive.signature_utils", "os_brick.initiator.connector", "castellan.key_manager",
+    "osprofiler.opts", "routes.middleware", "paste.deploy", "keystoneauth1.loading._plugins.identity.generic", "netrc",
 )
 # kind, its configuration, for what modules want to know of it while they are imported, and its modules
 KINDS = {
@@ -58,12 +62,24 @@ prctl = ctypes.CDLL(None).prctl
 COLLECTS = gc.get_threshold()
 
 
-class WithoutEventlet:
-    """nova refuses to share a process with eventlet, which some modules import where they can."""
+class Imports:
+    """Modules that are imported otherwise than usual.
 
-    def find_spec(self, name: str, *_: object) -> None:
-        if name == "eventlet":
+    Not at all, as if they were not installed: what some modules import where they can. nova refuses to share a process with
+    eventlet; mako would show its errors in colours, with all of pygments' languages.
+    At first use: keystone imports all of SAML, with XML's schemas, and needs it where somebody federates.
+    """
+
+    without = frozenset({"eventlet", "mako.ext.pygmentplugin"})
+    lazy = "saml2."
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        if name in self.without:
             raise ModuleNotFoundError(name)
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target) if name.startswith(self.lazy) else None
+        if spec and spec.loader:
+            spec.loader = importlib.util.LazyLoader(spec.loader)
+        return spec
 
 
 def import_all(modules: tuple[str, ...]) -> None:
@@ -92,25 +108,29 @@ def end_with(parent: int, name: str, number: signal.Signals = signal.SIGTERM) ->
         sys.exit("preload has ended")
 
 
-def files_now(*more: str) -> dict[str, int]:
-    """The files of all modules here, and when each was changed last (ns); 0 where it is gone."""
+def files_now(*more: str) -> dict[bytes, int]:
+    """The files of all modules here, and when each was changed last (ns); 0 where it is gone.
+
+    As copies that lie beside each other: going through the modules' own names at each fork would end the sharing of what
+    lies around them.
+    """
     files = {*more} | {str(file) for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))}
-    return {file: changed(file) for file in files}
+    return {os.fsencode(file): changed(file) for file in files}
 
 
-def changed(file: str) -> int:
+def changed(file: str | bytes) -> int:
     try:
         return os.stat(file).st_mtime_ns
     except OSError:
         return 0
 
 
-def is_stale(files: dict[str, int]) -> bool:
+def is_stale(files: dict[bytes, int]) -> bool:
     """Was a module edited since? Then the service is to import all by itself, or an edit would not be seen."""
     return any(changed(file) != when for file, when in files.items())
 
 
-def serve(kind: str, owner: int, files: dict[str, int], others: tuple[int, ...] = ()) -> NoReturn:
+def serve(kind: str, owner: int, files: dict[bytes, int], others: tuple[int, ...] = ()) -> NoReturn:
     """Fork a service for root or `owner` (uid), and tell who asked its process and how it ended; end it when he has.
 
     `others` are processes without which this one ends as well. Nobody else may ask: what is in this memory was root's.
@@ -152,7 +172,7 @@ def serve(kind: str, owner: int, files: dict[str, int], others: tuple[int, ...] 
             asker.close()
 
 
-def answer(asker: socket.socket, owner: int, files: dict[str, int], eyes: selectors.BaseSelector) -> None:
+def answer(asker: socket.socket, owner: int, files: dict[bytes, int], eyes: selectors.BaseSelector) -> None:
     """One request, in full within five seconds. Whatever is wrong with it, the others' services go on."""
     fds, child = list[int](), -1
     try:
@@ -231,10 +251,11 @@ def main() -> None:
     sys.dont_write_bytecode = True  # root's, in a user's tree
     prctl(PR_SET_NAME, b"preload", 0, 0, 0)
     owner = pwd.getpwnam(sys.argv[1]).pw_uid
-    without = WithoutEventlet()
-    sys.meta_path.insert(0, without)
+    imports = Imports()
+    sys.meta_path.insert(0, imports)
     from oslo_config import cfg
     from oslo_service import backend
+    from sqlalchemy import orm
 
     backend.init_backend(backend.BackendType.THREADING)  # as nova and neutron do
     gc.set_threshold(*COLLECTS[:2], 1_000_000)  # what is imported is not garbage: a fifth faster
@@ -245,12 +266,13 @@ def main() -> None:
             others.append(other)
             continue
         if kind != "nova":
-            sys.meta_path.remove(without)
+            imports.without -= {"eventlet"}
         cfg.CONF(args=[], default_config_files=[f"conf/{configuration}"])
         import_all(modules)
         cfg.CONF.clear()
+        orm.configure_mappers()  # or each does it at its first query
         serve(kind, owner, files_now(f"conf/{configuration}"))
-    sys.meta_path.remove(without)
+    imports.without -= {"eventlet"}
     serve("any", owner, files_now(), tuple(others))
 
 

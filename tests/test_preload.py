@@ -23,6 +23,7 @@ SERVER = """
 import pkgutil, sys  # which runpy imports, and another user may not read
 sys.path[:0] = [sys.argv[1], "."]
 import preload
+sys.meta_path.insert(0, preload.Imports())
 preload.import_all(("shared", "broken"))
 preload.serve("any", 65534, preload.files_now())
 """
@@ -95,6 +96,17 @@ def test_a_fork_is_what_was_asked_for(asked: Any, place: Path) -> None:
         assert process.communicate("typed")[0] == f"1 {place}/run hello ['-v', 'two words'] typed\n"
         assert process.returncode == 7
     assert "ZeroDivisionError" in (place / "said").read_text()  # what cannot be imported is told, and the rest goes on
+
+
+def test_what_a_service_may_never_need_is_imported_when_it_does(asked: Any, place: Path) -> None:
+    (place / "saml2").mkdir()
+    (place / "saml2/__init__.py").touch()
+    (place / "saml2/sigver.py").write_text("print('imported'); WORD = 'used'")
+    (place / "eventlet.py").touch()  # refused, though it is there
+    process = asked("from saml2 import sigver; print('not yet'); print(sigver.WORD); import eventlet")
+    said = process.communicate()[0].splitlines()
+    assert said[:3] == ["not yet", "imported", "used"]
+    assert said[-1] == "ModuleNotFoundError: eventlet"
 
 
 def test_a_fork_that_ends_before_who_asked_looks_is_told_of(asked: Any, place: Path, server: Any) -> None:
