@@ -339,6 +339,7 @@ def scale() -> None:
     for count in (1, 5, 10, 20, 40):
         seconds = boot(admin, count)
         booted.append([count, seconds, seconds / count, pss() / 1e6])
+        print(f"{count} instances: {seconds:.1f} s", file=sys.stderr)
         delete_all(admin)
     before, seconds, there, beside = pss(), 0.0, 0, min(of_cloud("comm"))
     for count in (10, 50, 100):  # beside those that are there
@@ -353,12 +354,14 @@ def scale() -> None:
         seconds, there = seconds + time.monotonic() - began, count
         time.sleep(10)
         hosts.append([count, seconds, seconds / count, (pss() - before) / count / 1e6])
+        print(f"{count} hosts: {seconds:.1f} s, {hosts[-1][3]:.0f} MB each", file=sys.stderr)
     for service in admin.compute.services(binary="nova-compute"):
         if not service.host.startswith("fake"):  # the real one gets none of these
             admin.compute.disable_service(service)
     for count in (100, 900):  # 1,000 in the end
         seconds = boot(admin, count, "none")
         spread.append([count, seconds, seconds / count])
+        print(f"{count} more instances on {there} hosts: {seconds:.1f} s", file=sys.stderr)
     (HERE / "scale.svg").write_text(report.plots(booted, hosts, spread))
     for names, lines in (
         (("instances at once", "all ACTIVE after, s", "s each", "control plane, MB"), booted),
