@@ -581,8 +581,7 @@ IMAGE_PARTS: tuple[tuple[str, str, str, dict[str, str]], ...] = (
                                             # what takes an emulated processor more than a second of the four that it boots
                                             " mitigations=off cryptomgr.notests nokaslr lsm="
                                             " initcall_blacklist=init_kprobe_trace",
-                                            # the other one's table of interrupts is computed anew for each device
-                                            "hw_machine_type": "q35"}),
+                                            "hw_machine_type": "q35"}),  # pc computes its interrupts anew for each device
 )
 
 # what status lists,    of which API,    the client's call,       its options,           columns, and what the client calls them
