@@ -133,12 +133,9 @@ def has_room(admin: Any, count: int) -> bool:
     return statuses <= {200}
 
 
-def active(admin: Any) -> int:
-    """How many instances are ACTIVE; one in ERROR is an error."""
-    for server in admin.compute.servers(details=False, status="ERROR"):
-        fault = admin.compute.get_server(server.id).fault or {}
-        raise RuntimeError(f"the instance {server.name} is in ERROR: {fault.get('message')}")
-    return len(list(admin.compute.servers(details=False, status="ACTIVE")))
+def built(admin: Any) -> int:
+    """How many instances are ACTIVE or in ERROR: in one request, as its processor time is measured as well."""
+    return len(list(admin.compute.servers(details=False, status=["ACTIVE", "ERROR"])))
 
 
 def boot(admin: Any, count: int, networks: object = None) -> float:
@@ -147,11 +144,15 @@ def boot(admin: Any, count: int, networks: object = None) -> float:
         wait_for("room in placement", lambda: has_room(admin, count), 30, 1)
     which = dict(name="bench", flavor_id="1", image_id=admin.image.find_image("ami-tty").id)
     which["networks"] = networks or [{"uuid": admin.network.find_network("private").id}]
-    before, began = active(admin), time.monotonic()
+    before, began = built(admin), time.monotonic()
     for left in range(count, 0, -100):
         admin.compute.create_server(**which, min_count=min(left, 100), max_count=min(left, 100))
-    wait_for(f"{count} instances", lambda: active(admin) >= before + count, 120 + 30 * count, max(0.5, count / 200))
-    return time.monotonic() - began
+    wait_for(f"{count} instances", lambda: built(admin) >= before + count, 120 + 30 * count, max(0.5, count / 200))
+    seconds = time.monotonic() - began
+    for server in admin.compute.servers(details=False, status="ERROR"):
+        fault = admin.compute.get_server(server.id).fault or {}
+        raise RuntimeError(f"the instance {server.name} is in ERROR: {fault.get('message')}")
+    return seconds
 
 
 def delete_all(admin: Any) -> None:
@@ -368,7 +369,7 @@ def scale() -> None:
         (("hosts", "all up after, s", "s each", "MB each"), hosts),
         ((f"more instances on {there} hosts, no network", "all ACTIVE after, s", "s each"), spread),
     ):
-        print(report.table(names, *([f"{number:,.{0 if number >= 10 else 2}f}" for number in line] for line in lines)))
+        print(report.table(names, *([f"{one:,.{0 if one >= 10 or one == int(one) else 2}f}" for one in line] for line in lines)))
 
 
 # ---- Command line ----

@@ -57,7 +57,7 @@ KINDS = {
     )),
 }
 # fmt: on
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NAME, SO_PEERGROUPS = 1, 4, 15, 59  # of prctl(2) and socket(7)
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NAME, PR_SET_MEMORY_MERGE, SO_PEERGROUPS = 1, 4, 15, 67, 59  # prctl(2), socket(7)
 prctl = ctypes.CDLL(None).prctl
 COLLECTS = gc.get_threshold()
 
@@ -250,6 +250,7 @@ def become(wanted: dict[str, Any], fds: list[int], uid: int, gid: int, groups: t
 def main() -> None:
     sys.dont_write_bytecode = True  # root's, in a user's tree
     prctl(PR_SET_NAME, b"preload", 0, 0, 0)
+    prctl(PR_SET_MEMORY_MERGE, 1, 0, 0, 0)  # where the machine's owner has switched that on: forks often have equal pages again
     owner = pwd.getpwnam(sys.argv[1]).pw_uid
     imports = Imports()
     sys.meta_path.insert(0, imports)
