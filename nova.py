@@ -2234,7 +2234,7 @@ def site_packages(place: Path) -> Path:
 
 def compile_python(*folders: Path) -> None:
     """Once for all processes, so that none of them does it at its start; a fifth of it is what none of them imports."""
-    do(ENV / "bin/python", "-m", "compileall", "-qj2", "-x", "/(tests|pygments|redis|setuptools|xmlschema|elementpath)/", *folders)
+    do(ENV / "bin/python", "-m", "compileall", "-qj2", "-x/(tests|pygments|redis|setuptools|xmlschema|elementpath)/", *folders)
 
 
 def make_once(made_from: Path, key: str, make: Callable[[], None]) -> None:
