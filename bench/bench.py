@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""usage: sudo python3 bench/bench.py [--times N] [--cold] [--only WHAT]... | --scale
+"""usage: sudo python3 bench/bench.py [--times N] [--cold] [--only WHAT]... | --bare [--times N] | --scale
 
 What a cloud takes beside what was aimed for: medians of N clouds, as a table; the steps of run_detached, as another; and
 bench/start.svg, a timeline of the median one. For a machine that does nothing else and has no cloud. Each is made in a folder
@@ -9,6 +9,8 @@ below the home folder, which is removed at the end, whatever happened; packages 
 --times N    so many clouds (default: 5)
 --cold       one more first, in an empty folder: packages (those that are missing), environment, databases, image
 --only WHAT  this row alone, by its short name; may be repeated
+--bare       instead, for a machine without the packages: N first clouds, each with all that nova.py downloads and installs,
+             and without any of it before and after (uninstall)
 --scale      instead: more and more instances, then hosts (nova-compute with nova's fake driver); tables and bench/scale.svg
 
 Where placement has no room for so many instances, the host's ratios are raised first, and that is said.
@@ -165,6 +167,11 @@ def delete_all(admin: Any) -> None:
 # ---- What is measured: each of a cloud that is up, in this order ----
 
 
+def to_ssh(start: Start) -> float:
+    """From the call of run_detached."""
+    return report.until(start, "Boot an instance and reach it by ssh")
+
+
 def idle(start: Start) -> None:
     """Wait until half a minute after its start: the cloud has nothing more to do then."""
     time.sleep(max(0.0, start.done + 30 - time.time()))
@@ -263,9 +270,9 @@ class Row(NamedTuple):
 
 
 # fmt: off
+BARE = Row("bare",   75,  "s",  "bare machine to an instance reached by ssh, downloads included", to_ssh)
 ROWS = (
-    Row("run",       20,  "s",  "run_detached, installed already, to an instance reached by ssh",
-        lambda start: report.until(start, "Boot an instance and reach it by ssh")),
+    Row("run",       20,  "s",  "run_detached, installed already, to an instance reached by ssh", to_ssh),
     Row("apis",      12,  "s",  "the same until every API answers", lambda start: report.until(start, "Start the APIs")),
     Row("memory",    1.0, "GB", "memory (PSS) of all processes of the idle control plane", memory),
     Row("processor", 3,   "%",  "processor of the idle control plane, of one core over 60 s", processor_share),
@@ -307,6 +314,21 @@ def measure(times: int, is_cold: bool, rows: Sequence[Row]) -> None:
     middle = sorted(starts, key=lambda start: start.done - start.called)[(times - 1) // 2]
     (HERE / "start.svg").write_text(report.timeline(middle))
     print(f"{table_of_rows(rows, found)}\n{report.table_of_steps(cold, [report.phases(start) for start in starts])}", end="")
+
+
+def measure_bare(times: int) -> None:
+    """N first clouds, of a machine that has nothing of them: the tables."""
+    found, starts = list[dict[str, float]](), list[Start]()
+    for _ in range(times):
+        if TOOL.exists() or shutil.which("qemu-system-x86_64"):
+            raise RuntimeError("this machine is not bare: nova.py uninstall makes it so, where nova.py installed what is there")
+        starts.append(run_detached())
+        found.append({BARE.name: BARE.measure(starts[-1])})
+        print(f"{BARE.what}: {report.shown(found[-1][BARE.name], BARE.unit)}", file=sys.stderr)
+        nova_py("scrub", "--yes")
+        nova_py("uninstall", "--yes")
+        shutil.rmtree(DIR, ignore_errors=True)
+    print(f"{table_of_rows([BARE], found)}\n{report.table_of_steps({}, [report.phases(start) for start in starts])}", end="")
 
 
 # ---- More and more ----
@@ -380,11 +402,12 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=5)
     parser.add_argument("--cold", action="store_true")
     parser.add_argument("--only", action="append", choices=[row.name for row in ROWS])
+    parser.add_argument("--bare", action="store_true")
     parser.add_argument("--scale", action="store_true")
     chosen = parser.parse_args()
     if os.geteuid() or of_cloud("comm"):
         sys.exit("bench.py needs root" if os.geteuid() else "a cloud is up on this machine: end it first")
-    if sys.prefix != str(TOOL):  # nova.py makes its environment where it is missing
+    if sys.prefix != str(TOOL) and not chosen.bare:  # nova.py makes its environment where it is missing
         subprocess.run(["python3", NOVA_PY, "settings"], stdout=subprocess.DEVNULL, check=True)
         os.execv(TOOL / "bin/python", [str(TOOL / "bin/python"), *sys.argv])
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -394,6 +417,8 @@ def main() -> None:
     try:
         if chosen.scale:
             scale()
+        elif chosen.bare:
+            measure_bare(max(1, chosen.times))
         else:
             measure(max(1, chosen.times), chosen.cold, [row for row in ROWS if row.name in (chosen.only or row.name)])
     except KeyboardInterrupt:

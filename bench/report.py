@@ -9,9 +9,10 @@ from html import escape
 from typing import NamedTuple
 
 # A dark window, so it can be read on any page; rich's colours.
-STYLE = """text { fill: #c5c8c6; font: 13px 'Fira Code', monospace } .title { font: bold 18px arial, sans-serif }
-.step { fill: #608ab1 } .service { fill: #98a84b } .point { fill: #d0b344 } .grid { stroke: #4b4e55; fill: none }
-.line { stroke: #68a0b3; stroke-width: 2; fill: none } .window { fill: #292929; stroke: rgba(255,255,255,0.35) }"""
+STYLE = """text { fill: #c5c8c6; stroke: #292929; stroke-width: 4; paint-order: stroke; font: 13px 'Fira Code', monospace }
+.title { font: bold 18px arial, sans-serif } .step { fill: #608ab1 } .service { fill: #98a84b } .point { fill: #d0b344 }
+.grid { stroke: #4b4e55; fill: none } .line { stroke: #68a0b3; stroke-width: 2; fill: none }
+.window { fill: #292929; stroke: rgba(255,255,255,0.35) }"""
 LIGHTS = """<circle cx="26" cy="22" r="7" fill="#ff5f57"/><circle cx="48" cy="22" r="7" fill="#febc2e"/>
 <circle cx="70" cy="22" r="7" fill="#28c840"/>"""
 
