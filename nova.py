@@ -579,7 +579,8 @@ IMAGE_PARTS: tuple[tuple[str, str, str, dict[str, str]], ...] = (
     ("ami-tty",         "ami", "root.img", {"kernel_id": "ami-tty-kernel", "ramdisk_id": "ami-tty-ramdisk", "os_command_line":
                                             "root=/dev/vda console=tty1 console=ttyS0 quiet no_timer_check"
                                             # what takes an emulated processor more than a second of the four that it boots
-                                            " mitigations=off cryptomgr.notests nokaslr lsm= initcall_blacklist=init_kprobe_trace",
+                                            " mitigations=off cryptomgr.notests nokaslr lsm="
+                                            " initcall_blacklist=init_kprobe_trace",
                                             # pc computes its interrupts anew for each device; q35's SATA is none of Debian 12's
                                             "hw_machine_type": "q35", "hw_cdrom_bus": "scsi", "hw_scsi_model": "virtio-scsi"}),
 )
@@ -1375,11 +1376,12 @@ def named(name: str, resource: Any) -> Any:
 # ---- The machine as it was: looked at before the first change, compared when all is undone ----
 
 # Kept for all clouds of this machine: how it was before the first command; what undoes what was done to it; the folders of
-# its clouds; what came with packages; and, while these are being installed, how it was before them.
+# its clouds; what came with packages; and, while these are being installed, how it was before them, and which apt brings.
 MACHINE = Path("/var/lib/nova.py")
 LOCK = Path("/run/nova.py.lock")  # held by the one nova.py that is at work
+CALLER = f"/proc/{os.getppid() or 1}"  # who called; 0: somebody outside of this container
 BEFORE, UNDOES, CLOUDS = MACHINE / "before.json", MACHINE / "record", MACHINE / "clouds.json"
-BROUGHT, INSTALLING = MACHINE / "brought.json", MACHINE / "installing.json"
+BROUGHT, INSTALLING, COMING = MACHINE / "brought.json", MACHINE / "installing.json", MACHINE / "coming"
 
 Seen = dict[str, str]  # names, and how each is
 
@@ -1421,7 +1423,7 @@ def ways() -> Seen:
 
 def mounts() -> Seen:
     """What is mounted where our caller is: our own mounts are private."""
-    found = [line.split() for line in lines_of(f"/proc/{os.getppid()}/mountinfo")]
+    found = [line.split() for line in lines_of(f"{CALLER}/mountinfo")]
     return {row[4]: row[-2] for row in found if not row[4].startswith(("/run/user/", "/run/credentials/"))}
 
 
@@ -1457,7 +1459,7 @@ LOOKS: dict[str, Callable[[], Seen | None]] = {
     "nftables":   lambda: said_by("nft", "--stateless", "list", "ruleset"),
     "iptables":   lambda: said_by("iptables-legacy-save"),
     "ip6tables":  lambda: said_by("ip6tables-legacy-save"),
-    "namespaces": lambda: {path.name: "" for path in Path(f"/proc/{os.getppid()}/root/run/netns").glob("*")},
+    "namespaces": lambda: {path.name: "" for path in Path(f"{CALLER}/root/run/netns").glob("*")},
     "mounts":     mounts,
     "disks":      lambda: contents("sys/block/loop*/loop/backing_file"),
     "modules":    lambda: {path.name: "" for path in Path("/sys/module").glob("openvswitch")},
@@ -1490,13 +1492,13 @@ def other_folders(cfg: Settings) -> list[str]:
     return [folder for folder in kept(CLOUDS) if folder != str(cfg.DIR) and Path(folder, "state/tree.json").exists()]
 
 
-def note_brought(coming: Sequence[str] = ()) -> None:
-    """Packages are coming, or have come: with what. Now there may be programs that show what was not seen before."""
+def note_brought() -> None:
+    """Packages have come, or some of them: with what. Now there may be programs that show what was not seen before."""
 
     def note() -> None:
         was, now, brought, before = kept(INSTALLING), look_at_machine(OF_PACKAGES), kept(BROUGHT), kept(BEFORE)
         new = {what: sorted((now[what] or {}).keys() - was[what]) for what in OF_PACKAGES}
-        ours = {*brought.get("packages", ()), *coming}
+        ours = {*brought.get("packages", ()), *re.findall(r"^(\S+) - <", text_of(COMING), re.M)}  # -: it was not there
         if {*new["packages"]} - ours:  # somebody else's came meanwhile: whose files and users these are cannot be told
             new = {what: [] for what in OF_PACKAGES}
         if (dpkgs := Path("/var/log/dpkg.log")).exists():  # a call that was cut off: what is younger is not of packages
@@ -1505,8 +1507,7 @@ def note_brought(coming: Sequence[str] = ()) -> None:
         for what in ("users", "groups"):  # no people
             new[what] = [name for name in new[what] if int((now[what] or {})[name].split(":")[2]) < 1000]
         brought = {what: sorted({*brought.get(what, ()), *new[what]}) for what in OF_PACKAGES}
-        # one that did not come may be the user's one day
-        brought["packages"] = sorted(ours & {*(now["packages"] or {}), *coming})
+        brought["packages"] = sorted(ours & (now["packages"] or {}).keys())  # others may be the user's one day
         put_file(BROUGHT, json.dumps(brought), 0o600, ROOT)
         unseen = [what for what in LOOKS if before.get(what) is None]
         put_file(BEFORE, json.dumps({**before, **look_at_machine(unseen)}), 0o600, ROOT)
@@ -2102,20 +2103,17 @@ def install_packages(names: set[str]) -> None:
     if not APT_CONFIG.exists():  # apt's lists and downloads are in DIR, the lists as the machine has them to begin with
         do("mkdir", "--parents", APT_CONFIG.parent / "archives/partial")
         do("cp", "--archive", "--reflink=auto", "--no-target-directory", "/var/lib/apt/lists", APT_CONFIG.parent / "lists")
-        write_file(APT_CONFIG, string.Template((HERE / "conf/apt.conf.tmpl").read_text()).substitute(PATHS))
+    write_file(APT_CONFIG, string.Template((HERE / "conf/apt.conf.tmpl").read_text()).substitute(PATHS, COMING=COMING))
     missing = sorted(names - installed(package_states()))
     if not missing and not INSTALLING.exists():
         return
-    apt = ("apt-get", "--config-file", APT_CONFIG)
-    wanted = ("install", "-y", "--no-install-recommends", "--no-remove", *missing)
+    apt, options = ("apt-get", "--config-file", APT_CONFIG, "-qq"), ("-y", "--no-install-recommends", "--no-remove")
     with step(f"Install {len(missing)} packages and what they need"):
         wait_for("dpkg (another program is installing packages)", dpkg_is_free, 300)
         with no_services():
             do("dpkg", "--configure", "-a", env=QUIET)  # what a call that was cut off left half-way
-            do(*apt, "-qq", "update", hint=NETWORK)
-            coming = ask(*apt, "--simulate", *wanted, default="")  # where it cannot be done, the next line says why
-            note_brought(re.findall(r"^Inst (\S+) (?!\[)", coming, re.M))
-            do(*apt, "-qq", *wanted, env=QUIET, hint=NETWORK)
+            do(*apt, "update", hint=NETWORK)
+            do(*apt, "install", *options, *missing, env=QUIET, hint=NETWORK)  # COMING is told what comes before it does
 
 
 def installed(states: Seen) -> set[str]:
@@ -2149,7 +2147,7 @@ def no_services() -> Iterator[None]:
         note_brought()
     if DRY_RUN:
         print("# disable each service that these packages bring:  rm /etc/systemd/system/*.*/UNIT")
-        return print(f"rm --recursive --force {POLICY}\nrm {INSTALLING}")
+        return print(f"rm --recursive --force {POLICY}\nrm --force {INSTALLING} {COMING}")
     new = {name for name in kept(BROUGHT)["packages"] if kept(INSTALLING)["packages"].get(name) != "installed"}
     files = ask("dpkg-query", "--listfiles", *sorted(new)) if new else ""
     units = re.findall(r"/systemd/system/([^/\s]+)$", files, re.M)
@@ -2158,7 +2156,7 @@ def no_services() -> Iterator[None]:
     for script in re.findall(r"^/etc/init\.d/([^/\s]+)$", files, re.M):
         if f"{script}.service" not in units:  # slapd has none
             do("update-rc.d", script, "disable")
-    do("rm", INSTALLING)
+    do("rm", "--force", INSTALLING, COMING)
 
 
 def remove_policy() -> None:
@@ -2233,8 +2231,9 @@ def site_packages(place: Path) -> Path:
 
 
 def compile_python(*folders: Path) -> None:
-    """Once for all processes, so that none of them does it at its start; a fifth of it is what none of them imports."""
-    do(ENV / "bin/python", "-m", "compileall", "-qj2", "-x/(tests|pygments|redis|setuptools|xmlschema|elementpath)/", *folders)
+    """Once for all processes, so that none of them does it at its start; a quarter of it is what none of them imports."""
+    unused = "tests|testing|pygments|redis|setuptools|xmlschema|elementpath|authn_context|ofproto|os_ken/services|distutils"
+    do(ENV / "bin/python", "-m", "compileall", "-qj2", f"-x/({unused})/", *folders)
 
 
 def make_once(made_from: Path, key: str, make: Callable[[], None]) -> None:
@@ -2475,7 +2474,7 @@ def image_file(cfg: Settings) -> Path:
     """Where the bytes of IMAGE are: a URL's in our cache, a path's where our caller sees it (libvirt's are our own)."""
     if "://" in cfg.IMAGE:
         return STATE / f"cache/image-{hashlib.sha256(cfg.IMAGE.encode()).hexdigest()[:16]}"
-    return Path(f"/proc/{os.getppid()}/root{Path(cfg.IMAGE).absolute()}")
+    return Path(f"{CALLER}/root{Path(cfg.IMAGE).absolute()}")
 
 
 def fetch_image(cfg: Settings) -> None:

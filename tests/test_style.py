@@ -115,7 +115,7 @@ def test_readme_names_every_verb() -> None:
 
 @pytest.mark.skipif(not README, reason="no README.md")
 def test_readmes_table_of_settings_is_the_codes() -> None:
-    rows = re.findall(r"^\| `?([A-Z_0-9]+)`? \| (.*?) ?\| (.+?) \|$", README, re.MULTILINE)
+    rows = re.findall(r"^\| `?([A-Z][A-Z_0-9]*)`? \| (.*?) ?\| (.+?) \|$", README, re.MULTILINE)
     shown = {True: "1", False: "0"}
     wanted = [
         (row.name, shown.get(row.default, str(row.default)), row.metadata["meaning"])

@@ -172,7 +172,7 @@ def installed(cfg: nova.Settings, machine: Machine, monkeypatch: pytest.MonkeyPa
         monkeypatch.setitem(nova.LOOKS, name, dict)
     nova.keep_look(cfg, nova.look_at_machine(), [machine.path("/home/me")])
     nova.write_file(nova.INSTALLING, json.dumps(nova.look_at_machine(nova.OF_PACKAGES)))
-    nova.note_brought(["came", "libcame"])
+    nova.write_file(nova.COMING, "VERSION 2\n\ncame - < 1 /came_1.deb\nlibcame - < 1 /libcame_1.deb\nmine 1 < 2 /mine_2.deb\n")
     machine.put("/srv/packages", "installed mine\ninstalled came\ninstalled libcame\n")
     machine.put("/etc/came.d/conf", "came")
     machine.put("/etc/passwd", "came:x:99:99::/:/bin/false\n")

@@ -293,7 +293,7 @@ def installing(machine: Machine, then: str = "") -> str:
     """What the fake of apt-get does: two packages with a service, of which one is enabled."""
     unit, wants = machine.path("/lib/systemd/system/new.service"), machine.path("/etc/systemd/system/multi-user.target.wants")
     return f"""[ "${{!#}}" != update ] || exit 0
-case "$*" in *--simulate*) printf 'Inst new (1)\nInst idle (1)\n'; exit;; esac
+printf 'new - < 1 /new.deb\nidle - < 1 /idle.deb\n' >>{nova.COMING}
 printf 'new\\nidle\\n' >>{machine.path("/srv/packages")}
 /bin/ln -sf {unit} {wants}/new.service
 {then}"""
@@ -337,8 +337,8 @@ def test_a_machine_without_systemd_has_nothing_to_disable(cfg: nova.Settings, in
     installable.without("systemctl")
     installable.path("/etc/systemd/system").rmdir()
     installable.put("/srv/files/new", "/lib/systemd/system/new.service\n")
-    simulated = 'case "$*" in *--simulate*) echo "Inst new (1)"; exit;; esac; '
-    installable.fake("apt-get", simulated + f'[ "${{!#}}" = update ] || echo new >>{installable.path("/srv/packages")}')
+    installed = f"echo 'new - < 1 /new.deb' >{nova.COMING}; echo new >>{installable.path('/srv/packages')}"
+    installable.fake("apt-get", f'[ "${{!#}}" = update ] || {{ {installed}; }}')
     nova.install_packages(set(nova.distribution()["packages"]))
     assert "--listfiles new" in installable.transcript()
     assert not nova.INSTALLING.exists()

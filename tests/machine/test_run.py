@@ -10,6 +10,7 @@ import select
 import signal
 import struct
 import subprocess
+import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
@@ -131,3 +132,9 @@ def test_two_at_once_the_second_is_refused(machine: Machine) -> None:
     os.killpg(run.pid, signal.SIGKILL)
     run.wait()
     machine.nova("scrub")
+
+
+def test_a_caller_outside_of_this_container_is_no_reason_to_see_nothing_mounted() -> None:
+    asked = f"import sys; sys.path.insert(0, {str(NOVA_PY.parent)!r}); import nova; print(len(nova.mounts()))"
+    said = subprocess.run(["unshare", "--pid", "--fork", sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    assert int(said.stdout) > 0
