@@ -3060,9 +3060,9 @@ def create_projects(cfg: Settings) -> None:
 def upload_image(cfg: Settings) -> None:
     """Register ami-tty: kernel, ramdisk, root disk; and IMAGE under its file's name."""
     with step("Upload the image"):
-        ids = dict[str, str]()
+        ids, is_machine = dict[str, str](), cfg.LIBVIRT_TYPE != "lxc"  # of a container no hardware can be asked
         for name, form, file, properties in IMAGE_PARTS:
-            known = {key: ids.get(value, value) for key, value in properties.items()}
+            known = {key: ids.get(value, value) for key, value in properties.items() if is_machine or not key.startswith("hw_")}
             path = HOME / "images" / file
             with contextlib.nullcontext(Unmade(str(path))) if DRY_RUN else open(path, "rb") as data:
                 part = dict(disk_format=form, container_format=form, visibility="public", data=data, **known)
