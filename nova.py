@@ -411,7 +411,9 @@ CONFIG_FILES = (
     ("conf/again.tmpl",            CONF / "again",                0o755, ROOT),
     ("conf/fork.tmpl",             CONF / "fork",                 0o755, ROOT),
     ("conf/preload.py",            CONF / "preload.py",           0o644, ROOT),
+    ("conf/alone.py",              CONF / "alone",                0o755, ROOT),
     ("conf/nova_apis.py",          CONF / "nova_apis.py",         0o644, USER),
+    ("conf/map-host.py",           CONF / "map-host",             0o755, ROOT),
     ("conf/lost-builds.py",        CONF / "lost-builds.py",       0o644, ROOT),
     ("conf/test.tmpl",             CONF / "test",                 0o644, ROOT),
     ("conf/screenrc.tmpl",         CONF / "screenrc",             0o644, ROOT),
@@ -476,7 +478,7 @@ CONTROL = (
     Service("network",      USER, f"fork net {API} $HOST_IP:9696 -w neutron.wsgi.api", "http://$HOST_IP:9696/"),
     Service("api",          USER, f"fork nova {API} $HOST_IP:8774 --http-socket 127.0.0.1:8775 --wsgi-file $CONF/nova_apis.py",
                                   "http://$HOST_IP:8774/"),
-    Service("conductor",    USER, f"fork nova nova-conductor {NOVA_CONF}", "amqp:conductor"),
+    Service("conductor",    USER, f"fork nova alone nova-conductor {NOVA_CONF}", "amqp:conductor"),
     Service("glance",       USER, f"fork any {API} $HOST_IP:9292 -w glance.wsgi.api", "http://$HOST_IP:9292/"),
     Service("volume-api",   USER, f"{API} $HOST_IP:8776 -w cinder.wsgi.api"
                                   " --pyargv '--config-file $CONF/cinder.conf'", "http://$HOST_IP:8776/"),
@@ -487,9 +489,9 @@ CONTROL = (
 )
 # When they start, they ask the APIs: the scheduler asks placement.
 WORKERS = (
-    Service("scheduler",    USER, f"fork nova nova-scheduler {NOVA_CONF}", "amqp:scheduler"),
+    Service("scheduler",    USER, f"fork nova alone nova-scheduler {NOVA_CONF}", "amqp:scheduler"),
     Service("network-meta", PRIVSEP, "fork net neutron-ovn-metadata-agent --config-file $CONF/neutron.conf"),
-    Service("network-ovn",  USER, "fork net neutron-ovn-maintenance-worker --config-file $CONF/neutron.conf"),
+    Service("network-ovn",  USER, "fork net alone neutron-ovn-maintenance-worker --config-file $CONF/neutron.conf"),
     Service("volume-sched", USER, "cinder-scheduler --config-file $CONF/cinder.conf", "amqp:cinder-scheduler"),
     Service("volume",       PRIVSEP, "cinder-volume --config-file $CONF/cinder.conf"),
 )
@@ -518,6 +520,7 @@ DATABASES = (
         f"$CONF/fork nova nova-manage {NOVA_CONF} cell_v2 map_cell0 --database_connection $CELL/nova_cell0?{{query}}",
         f"$CONF/fork nova nova-manage {NOVA_CONF} cell_v2 create_cell --name cell1"
         " --database_connection $CELL/nova_cell1?{query} --transport-url {scheme}://{username}:{password}@{hostname}:{port}/",
+        f"$CONF/fork nova $CONF/map-host {NOVA_CONF}",
         f"$CONF/fork nova nova-manage {NOVA_CONF} db sync")),
     (("keystone",),  ("$CONF/fork any keystone-manage --config-file $CONF/keystone.conf db_sync",
                       "$CONF/fork any keystone-manage --config-file $CONF/keystone.conf bootstrap")),
@@ -934,12 +937,11 @@ def values(cfg: Settings) -> dict[str, Any]:
     urls = {name: string.Template(url).safe_substitute(known) for name, url in DATABASE_URLS[cfg.USE_MYSQL].items()}
     machine = {"HOSTNAME": socket.gethostname(), "DATAPATH": "system" if has_kernel_datapath() else "netdev"}
     machine["INTERFACES"] = ", ".join(f'"{name}"' for name in netifaces.interfaces() if name not in BRIDGES)
-    machine |= {"CONFIG_DRIVE": str(not MANAGERS[cfg.NET_MAN].dhcp)}
+    machine |= {"CONFIG_DRIVE": str(not MANAGERS[cfg.NET_MAN].dhcp), "VOLUMES_BACKEND": "lvm" if cfg.VOLUMES_LVM else "files"}
     machine |= {"DISKS": "raw", "TAPS": "false"} if cfg.LIBVIRT_TYPE == "lxc" else {"DISKS": "default", "TAPS": "true"}
     machine |= {"HAS_DIRECTORY": str(bool(cfg.DIRECTORY)), "CACHED": str(not cfg.DIRECTORY)}
-    machine |= {"LDAP_NAME": cfg.LDAP_TREE.partition(",")[0].partition("=")[2]}
+    machine |= {"LDAP_NAME": cfg.LDAP_TREE.partition(",")[0].partition("=")[2], "ROLES_KEPT": "5" if cfg.DIRECTORY else "600"}
     machine["LDAP_SERVER"] = cfg.LDAP_URL if cfg.DIRECTORY == "yours" else f"ldap://127.0.0.1:{PATHS['LDAP_PORT']}"
-    machine["VOLUMES_BACKEND"] = "lvm" if cfg.VOLUMES_LVM else "files"
     return {**chosen, **PATHS, **machine, **known, **urls}
 
 
@@ -2346,7 +2348,7 @@ def write_config(cfg: Settings) -> None:
 
 
 WRITTEN_INTO_DATABASES = (
-    *("HOST_IP", "ADMIN_PASSWORD", "SERVICE_PASSWORD", "EC2_ACCESS_KEY", "EC2_SECRET_KEY", "CELL"),
+    *("HOSTNAME", "HOST_IP", "ADMIN_PASSWORD", "SERVICE_PASSWORD", "EC2_ACCESS_KEY", "EC2_SECRET_KEY", "CELL"),
     "VOLUMES_SIZE",  # cinder's quota
 )
 
@@ -3081,7 +3083,6 @@ def wait_for_hosts(cfg: Settings) -> None:
     placed = lambda: cloud(cfg).placement.get(room, microversion="1.17").json()["resource_providers"]
     with step("Wait for the compute host"):
         wait_for_services(cfg, COMPUTE)
-        wait_for("the compute host in a cell", lambda: list(cloud(cfg).compute.hypervisors()), 90)
         wait_for("the compute host's report", lambda: is_compute_up(cfg), 60)
         wait_for("the compute host in placement", placed, 60)
         # Until it has registered, it may take away the namespace of an instance that is quicker (29.0.0, by its code).

@@ -86,7 +86,7 @@ def test_the_services_are_in_the_order_in_which_they_are_started() -> None:
 @pytest.mark.parametrize("command", [c for _, commands in nova.DATABASES for c in commands])
 def test_a_database_command_renders(command: str, made: nova.Settings) -> None:
     words = shlex.split(nova.render(command, made))
-    assert words[2 if words[0] == f"{nova.CONF}/fork" else 0].endswith("-manage")
+    assert words[2 if words[0] == f"{nova.CONF}/fork" else 0].endswith(("-manage", "/map-host"))
     assert [w for w in words if "$" in w] == []
 
 
