@@ -940,7 +940,7 @@ def values(cfg: Settings) -> dict[str, Any]:
     machine |= {"CONFIG_DRIVE": str(not MANAGERS[cfg.NET_MAN].dhcp), "VOLUMES_BACKEND": "lvm" if cfg.VOLUMES_LVM else "files"}
     machine |= {"DISKS": "raw", "TAPS": "false"} if cfg.LIBVIRT_TYPE == "lxc" else {"DISKS": "default", "TAPS": "true"}
     machine |= {"HAS_DIRECTORY": str(bool(cfg.DIRECTORY)), "CACHED": str(not cfg.DIRECTORY)}
-    machine |= {"LDAP_NAME": cfg.LDAP_TREE.partition(",")[0].partition("=")[2], "ROLES_KEPT": "5" if cfg.DIRECTORY else "600"}
+    machine |= {"LDAP_NAME": cfg.LDAP_TREE.partition(",")[0].partition("=")[2], "REMEMBERED": "5" if cfg.DIRECTORY else "300"}
     machine["LDAP_SERVER"] = cfg.LDAP_URL if cfg.DIRECTORY == "yours" else f"ldap://127.0.0.1:{PATHS['LDAP_PORT']}"
     return {**chosen, **PATHS, **machine, **known, **urls}
 
@@ -2363,8 +2363,8 @@ def make_databases(cfg: Settings) -> None:
 
 
 def migrations() -> list[str]:
-    """What makes nova's tables, as the tree has it."""
-    return [digest(path) for path in sorted((HOME / "nova/db").rglob("*.py"))]
+    """What makes nova's tables, as the tree has it, and what is put into them."""
+    return [digest(path) for path in (HERE / "conf/map-host.py", *sorted((HOME / "nova/db").rglob("*.py")))]
 
 
 def kept_databases(cfg: Settings) -> Path:

@@ -2,7 +2,7 @@
 # written by nova.py; edit conf/alone.py
 """alone NAME OPTIONS...: nova-conductor, nova-scheduler or neutron-ovn-maintenance-worker as one process, as nova-compute is.
 
-Upstream's scripts would fork it from a master, which takes as much memory again, waits a second before, and then for nothing.
+Upstream's scripts fork it from a master, which of nova's waits a second for the end of its threads, and does nothing after.
 """
 
 import importlib
@@ -41,7 +41,8 @@ def maintenance_worker() -> None:
     extensions.PluginAwareExtensionManager.get_instance().extend_resources("2.0", attributes.RESOURCES)
     workers: list[Any] = directory.get_plugin().get_workers()
     next(worker for worker in workers if isinstance(worker, MaintenanceWorker)).start()
-    signal.pause()
+    while True:
+        signal.pause()  # it returns after each signal that somebody has a handler for
 
 
 sys.argv.pop(0)

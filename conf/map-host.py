@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 # written by nova.py; edit conf/map-host.py
-"""Says beforehand in which cell this machine's compute host is, so that it is there as soon as nova-compute has reported.
+"""Says beforehand in which cell this machine's compute host is, so that it can be used as soon as nova-compute has reported.
 
-nova-manage can only afterwards, and the scheduler looks for new hosts every ten seconds; both take note of what is there.
+nova-manage can only afterwards, and the scheduler looks for new hosts every ten seconds; both leave alone what is mapped.
 """
 
 import sys

@@ -9,7 +9,7 @@ import urllib.request
 import psutil
 import pytest
 
-from .conftest import Machine
+from .conftest import Machine, eventually
 
 pytestmark = pytest.mark.parametrize("cloud", ["flat", "vlan"], indirect=True, scope="session")
 
@@ -19,11 +19,11 @@ def known(cloud: Machine, file: str) -> dict[str, str]:
     return dict(json.loads((cloud.folder / f"nova/state/{file}.json").read_text()))
 
 
-def enabled(cloud: Machine, change: str) -> None:
-    """Change the directory's entry: `add` demo to those who are enabled, or `delete` it there."""
+def modify(cloud: Machine, group: str, change: str, member: str = "uid=demo,ou=users") -> None:
+    """Change the directory's entry of a group: `add` a member, `delete` it, or `replace` all by it."""
     tree = known(cloud, "settings")["LDAP_TREE"]
     url = known(cloud, "settings")["LDAP_URL"] or "ldap://127.0.0.1:33890"
-    lines = f"dn: cn=enabled_users,ou=users,{tree}\nchangetype: modify\n{change}: member\nmember: uid=demo,ou=users,{tree}\n"
+    lines = f"dn: {group},{tree}\nchangetype: modify\n{change}: member\nmember: {member},{tree}\n"
     manager = ["-x", "-H", url, "-D", f"cn=admin,{tree}", "-w", known(cloud, "passwords")["LDAP_PASSWORD"]]
     subprocess.run(["ldapmodify", *manager], input=lines, text=True, check=True, capture_output=True)
 
@@ -42,9 +42,12 @@ def network(cloud: Machine) -> str:
     return "demos"
 
 
-def is_taken(cloud: Machine, token: str) -> bool:
-    """Does keystone take this token?"""
-    asked = urllib.request.Request(f"http://{cloud.host_ip()}:5000/v3/auth/projects", headers={"X-Auth-Token": token})
+KEYSTONE, NOVA = ":5000/v3/auth/projects", ":8774/v2.1/servers"
+
+
+def is_taken(cloud: Machine, token: str, place: str = KEYSTONE) -> bool:
+    """Does keystone, or another API, take this token?"""
+    asked = urllib.request.Request(f"http://{cloud.host_ip()}{place}", headers={"X-Auth-Token": token})
     try:
         return bool(urllib.request.urlopen(asked, timeout=20).status == 200)
     except urllib.error.HTTPError as error:
@@ -67,16 +70,35 @@ def test_a_user_of_the_directory_boots_an_instance_until_disabled_there(cloud: M
     assert it["project_id"] == cloud.openstack("project show --domain ldap demo")["id"]
 
     token = demo(cloud, "token issue -f value -c id")
-    assert is_taken(cloud, token)
-    enabled(cloud, "delete")
+    assert is_taken(cloud, token) and is_taken(cloud, token, NOVA)
+    modify(cloud, "cn=enabled_users,ou=users", "delete")
     assert not is_taken(cloud, token)
+    eventually("nova refuses it, too", lambda: not is_taken(cloud, token, NOVA), 15)
     with pytest.raises(AssertionError, match="HTTP 401"):
         demo(cloud, f"{boot} refused")
-    enabled(cloud, "add")
+    modify(cloud, "cn=enabled_users,ou=users", "add")
     demo(cloud, f"{boot} again")
     names = {each["Name"] for each in cloud.openstack("server list --all-projects")}
     assert {"of-demo", "again"} <= names and "refused" not in names
     demo(cloud, "server delete --wait of-demo again")
+
+
+def may(cloud: Machine) -> bool:
+    """May the directory's user log in to the project?"""
+    try:
+        return bool(demo(cloud, "token issue -f value -c id"))
+    except AssertionError as error:
+        assert "HTTP 401" in str(error)
+        return False
+
+
+def test_who_leaves_a_group_leaves_its_project(cloud: Machine) -> None:
+    token = demo(cloud, "token issue -f value -c id")
+    modify(cloud, "cn=demo,ou=groups", "replace", "cn=admin")
+    eventually("demo is out", lambda: not may(cloud), 15)
+    assert not is_taken(cloud, token)
+    modify(cloud, "cn=demo,ou=groups", "replace")
+    eventually("and in again", lambda: may(cloud), 15)
 
 
 def test_a_wrong_password_is_one(cloud: Machine) -> None:
