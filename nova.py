@@ -931,14 +931,14 @@ def wait_for(what: str, ready: Callable[[], object] | str, seconds: float, servi
 def values(cfg: Settings) -> dict[str, Any]:
     """What templates may name: settings, paths, ports, passwords."""
     chosen = asdict(cfg)
-    known = passwords(STATE)
-    if DRY_RUN:  # those that install would make have names only
-        known = {name: f"@@{name}" for name in SECRETS if not chosen[name]} | known
+    # Those that install would make have names only.
+    known = {name: f"@@{name}" for name in SECRETS if DRY_RUN and not chosen[name]} | passwords(STATE)
     urls = {name: string.Template(url).safe_substitute(known) for name, url in DATABASE_URLS[cfg.USE_MYSQL].items()}
     machine = {"HOSTNAME": socket.gethostname(), "DATAPATH": "system" if has_kernel_datapath() else "netdev"}
     machine["INTERFACES"] = ", ".join(f'"{name}"' for name in netifaces.interfaces() if name not in BRIDGES)
     machine |= {"CONFIG_DRIVE": str(not MANAGERS[cfg.NET_MAN].dhcp), "VOLUMES_BACKEND": "lvm" if cfg.VOLUMES_LVM else "files"}
     machine |= {"DISKS": "raw", "TAPS": "false"} if cfg.LIBVIRT_TYPE == "lxc" else {"DISKS": "default", "TAPS": "true"}
+    machine["UNASKED"] = '"cpu-unavailable-features"' if cfg.LIBVIRT_TYPE == "qemu" else ""
     machine |= {"HAS_DIRECTORY": str(bool(cfg.DIRECTORY)), "CACHED": str(not cfg.DIRECTORY)}
     machine |= {"LDAP_NAME": cfg.LDAP_TREE.partition(",")[0].partition("=")[2], "REMEMBERED": "5" if cfg.DIRECTORY else "300"}
     machine["LDAP_SERVER"] = cfg.LDAP_URL if cfg.DIRECTORY == "yours" else f"ldap://127.0.0.1:{PATHS['LDAP_PORT']}"
