@@ -33,6 +33,35 @@ def in_window(cloud: Machine, window: str, keys: str) -> None:
     cloud.shell(f"screen -S mine -p {window} -X stuff {keys}")
 
 
+# configuration, and whose options are in it; beside them those of oslo's, which all have
+OPTIONS = {
+    "keystone.conf": ("keystone",),
+    "placement.conf": ("placement.conf",),
+    "glance-api.conf": ("glance.api", "glance.store", "glance.multi_store"),
+    "nova.conf": ("nova.conf",),
+    "neutron.conf": (
+        *("neutron", "neutron.db", "neutron.ml2", "neutron.ml2.ovn", "neutron.agent", "neutron.base.agent", "neutron.extensions"),
+        *("neutron.ovn.metadata.agent", "neutron.metadata.agent", "nova.auth", "placement.auth"),
+    ),
+}
+OSLO = ("log", "messaging", "db", "cache", "policy", "middleware", "concurrency", "privsep", "service.service")
+# What is registered under a name of its own: helpers of privsep, stores of glance.
+NAMED = re.compile(r"/(helper_command|filesystem_store_datadir) is")
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_each_option_is_one_that_its_program_knows(cloud: Machine, name: str) -> None:
+    state = cloud.folder / "nova/state"
+    known = (*OPTIONS[name], "keystonemiddleware.auth_token", *(f"oslo.{each}" for each in OSLO))
+    command = [str(state / "env/bin/oslo-config-validator"), "--input-file", str(state / "conf" / name)]
+    env = {**os.environ, "PYTHONPATH": str(cloud.folder / "nova"), "OS_NOVA_DISABLE_EVENTLET_PATCHING": "1"}
+    for each in known:
+        command += ["--namespace", each]
+    said = subprocess.run(command, env=env, capture_output=True, text=True, check=False).stderr
+    assert "Traceback" not in said, said
+    assert [line for line in said.splitlines() if line.startswith("ERROR") and not NAMED.search(line)] == []
+
+
 def test_all_is_well_and_the_exit_code_says_so(cloud: Machine) -> None:
     said = cloud.nova("status")
     assert "All is well" in said and "session mine" in said
