@@ -38,7 +38,7 @@ OPTIONS = {
     "keystone.conf": ("keystone",),
     "placement.conf": ("placement.conf",),
     "glance-api.conf": ("glance.api", "glance.store", "glance.multi_store"),
-    "nova.conf": ("nova.conf",),
+    "nova.conf": ("nova.conf", "os_vif"),
     "neutron.conf": (
         *("neutron", "neutron.db", "neutron.ml2", "neutron.ml2.ovn", "neutron.agent", "neutron.base.agent", "neutron.extensions"),
         *("neutron.ovn.metadata.agent", "neutron.metadata.agent", "nova.auth", "placement.auth"),
