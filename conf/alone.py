@@ -2,7 +2,7 @@
 # written by nova.py; edit conf/alone.py
 """alone NAME OPTIONS...: nova-conductor, nova-scheduler or neutron-ovn-maintenance-worker as one process, as nova-compute is.
 
-Upstream's scripts fork it from a master, which of nova's waits a second for the end of its threads, and does nothing after.
+Upstream's scripts fork it from a master, which has memory of its own and only waits: nova's for a second before, for its threads.
 """
 
 import importlib
