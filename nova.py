@@ -2356,15 +2356,15 @@ WRITTEN_INTO_DATABASES = (
 def make_databases(cfg: Settings) -> None:
     """Filled databases, made once and copied by every run: their content depends on what `key` is made of alone."""
     chosen = [values(cfg)[name] for name in WRITTEN_INTO_DATABASES]
-    tables = rows(cfg, DATABASES, ENDPOINTS)
-    parts = (digest(HERE / "uv.lock"), migrations(), chosen, ask("mariadbd", "--version"), tables, bool(cfg.DIRECTORY))
+    files = [digest(HERE / name) for name in ("uv.lock", "conf/map-host.py")]
+    parts = (files, migrations(), chosen, ask("mariadbd", "--version"), rows(cfg, DATABASES, ENDPOINTS), bool(cfg.DIRECTORY))
     key = hashlib.sha256(repr(parts).encode()).hexdigest()
     make_once(kept_databases(cfg).with_suffix(".made-from"), key, lambda: fill_databases(cfg))
 
 
 def migrations() -> list[str]:
-    """What makes nova's tables, as the tree has it, and what is put into them."""
-    return [digest(path) for path in (HERE / "conf/map-host.py", *sorted((HOME / "nova/db").rglob("*.py")))]
+    """What makes nova's tables, as the tree has it."""
+    return [digest(path) for path in sorted((HOME / "nova/db").rglob("*.py"))]
 
 
 def kept_databases(cfg: Settings) -> Path:

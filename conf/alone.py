@@ -13,7 +13,8 @@ from typing import Any
 
 def nova_service(binary: str) -> None:
     """What main() of nova.cmd.conductor and of nova.cmd.scheduler does, but for no_fork, which is nova.cmd.compute's."""
-    importlib.import_module(f"nova.cmd.{binary.removeprefix('nova-')}")  # first of all: it settles how nova's threads are made
+    topic = binary.removeprefix("nova-")
+    importlib.import_module(f"nova.cmd.{topic}")  # first of all: it settles how nova's threads are made
     from nova.conf import CONF
     from oslo_log import log
     from oslo_reports import guru_meditation_report, opts
@@ -26,7 +27,7 @@ def nova_service(binary: str) -> None:
     opts.set_defaults(CONF)
     objects.Service.enable_min_version_cache()
     guru_meditation_report.TextGuruMeditation.setup_autorun(version, conf=CONF)
-    service.serve(service.Service.create(binary=binary, topic=binary.removeprefix("nova-")), workers=1, no_fork=True)
+    service.serve(service.Service.create(binary=binary, topic=topic), workers=1, no_fork=True)
 
 
 def maintenance_worker() -> None:
