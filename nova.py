@@ -29,6 +29,7 @@ import atexit
 import collections
 import concurrent.futures
 import contextlib
+import ctypes
 import fcntl
 import functools
 import getpass
@@ -268,11 +269,17 @@ class Settings:
     LDAP_TREE: str         = setting("dc=nova,dc=sh", "what users are below in the directory")
     LDAP_PASSWORD: str     = secret("password of cn=admin,LDAP_TREE")
     DEMO_PASSWORD: str     = secret("password of the directory's user demo")
+    USE_KSM: bool          = setting(True,         "1: where the kernel can, it keeps equal pages of the cloud's memory once")
 
     @property
     def VOLUMES_LVM(self) -> bool:
         """Not a setting: are volumes nova.sh's, LVM by iSCSI, or files, because this kernel cannot?"""
         return asked_for(self, "VOLUMES_SIZE") and has_iscsi()
+
+    @property
+    def MERGES(self) -> bool:
+        """Not a setting: may this kernel be asked to keep equal pages once? It knows PR_GET_MEMORY_MERGE since Linux 6.4."""
+        return self.USE_KSM and os.access(KSM / "run", os.W_OK) and prctl(68, 0, 0, 0, 0) >= 0
 
     @property
     def DIRECTORY(self) -> str:
@@ -312,6 +319,8 @@ ENV   = STATE / "env"
 EC2   = STATE / "ec2"  # an environment of its own: ec2-api's last release wants older libraries
 CONF  = STATE / "conf"
 KEPT  = STATE / "kept.json"  # there while DIR has a whole cloud, up or not: what it was made with, for start
+KSM   = Path("/sys/kernel/mm/ksm")  # the kernel's same-page merging
+prctl = ctypes.CDLL(None).prctl
 CONSOLE_PORTS = range(26000, 27000)  # the instances' VNC servers and serial ports, on loopback
 PATHS = dict(
     HOME=HOME, STATE=STATE, CONF=CONF, ENV=ENV, EC2=EC2, BIN=ENV / "bin", USER=USER, GUEST_USER=GUEST_USER,
@@ -500,7 +509,9 @@ COMPUTE = (
     Service("compute",      PRIVSEP, "fork nova nova-compute --config-file $CONF/nova.conf", "amqp:compute.$HOSTNAME"),
 )
 OPENSTACK = CONTROL + WORKERS + COMPUTE
-SERVICES = {service.window: service for service in PRELOAD + SERVERS + OPENSTACK}
+# When all have the memory that they need.
+MERGER = (Service("ksm",    ROOT, "ksm $STATE/run/ksm"),)
+SERVICES = {service.window: service for service in PRELOAD + SERVERS + OPENSTACK + MERGER}
 
 # ---- Tables: databases, endpoints, flavors ----
 
@@ -637,6 +648,7 @@ ONLY_WITH: dict[str, set[object]] = {
     "USE_EC2":      {"ec2", ("ec2api",), "conf/ec2api.conf.tmpl", "conf/ec2-paste.ini.tmpl", "conf/ec2_auth.py"},
     "CONSOLES":     {"novnc", "serial", "conf/consoles.nft.tmpl"},
     "TEST":         {"unit-tests"},
+    "MERGES":       {"ksm"},
     "USE_IPV6":     {"conf/nat6.nft.tmpl", "conf/forward6.nft.tmpl"},
     "DIRECTORY":    {"state/conf/domains", "conf/keystone.ldap.conf.tmpl", "conf/tree.ldif.tmpl", "conf/demorc.tmpl",
                      "python3-ldap", "python3-pyasn1"},
@@ -1218,13 +1230,17 @@ def to_screen(cfg: Settings, *command: object) -> None:
 
 
 def open_windows(cfg: Settings, services: Sequence[Service]) -> None:
-    """Open their windows: in each a shell whose first command is the service, so up-arrow starts it again."""
+    """Open their windows: in each the service, and when that was ended a shell in which up-arrow starts it again.
+
+    Until then a smaller shell waits, which takes a third of the memory.
+    """
     for service in services:
         command = f"keep {service.window} {service.user} {render(service.command, cfg)}"
         file = STATE / f"run/{service.window}.rc"
         remove(file.with_suffix(".died"))
-        write_file(file, f". {CONF}/window\nhistory -s {shlex.quote(command)}\n{command}\n")
-    lines = [f"screen -t {service.window} bash --rcfile {STATE}/run/{service.window}.rc -i" for service in services]
+        cases = f"*i*) history -s {shlex.quote(command)} ;;\n*) trap : INT; {command}; exec bash --rcfile {file} -i ;;"
+        write_file(file, f". {CONF}/window\ncase $- in\n{cases}\nesac\n")
+    lines = [f"screen -t {service.window} sh {STATE}/run/{service.window}.rc" for service in services]
     for first in range(0, len(lines), 6):  # of more than 767 characters screen (4.9) does nothing, and says nothing
         to_screen(cfg, "eval", *lines[first : first + 6])
 
@@ -1466,6 +1482,7 @@ LOOKS: dict[str, Callable[[], Seen | None]] = {
     "disks":      lambda: contents("sys/block/loop*/loop/backing_file"),
     "modules":    lambda: {path.name: "" for path in Path("/sys/module").glob("openvswitch")},
     "parameters": lambda: contents("proc/sys/net/ipv4/ip_forward", *KERNEL),
+    "merging":    lambda: contents("sys/kernel/mm/ksm/run", "sys/kernel/mm/ksm/pages_to_scan"),
     "ports":      listening,
     "processes":  lambda: {f"process {each.pid}": cloud for each in psutil.process_iter() if (cloud := cloud_of(each.pid))},
 }  # fmt: skip
@@ -2332,7 +2349,8 @@ def write_config(cfg: Settings) -> None:
     """Every service's configuration from its template."""
     for template, path, mode, owner in rows(cfg, CONFIG_FILES):
         write_file(path, render((HERE / template).read_text(), cfg), mode, owner)
-    write_file(CONF / "keep", (HERE / "conf/keep").read_bytes(), 0o755)
+    for name in ("keep", "ksm"):
+        write_file(CONF / name, (HERE / "conf" / name).read_bytes(), 0o755)
     if not cfg.USE_MYSQL:
         # The SQLAlchemy plugin of DATABASE_URLS becomes a package of OpenStack's environment; why: conf/sqlite.
         for site in {site_packages(place) for place in (ENV, *(place for _, place in rows(cfg, GROUPS)))}:
@@ -2567,6 +2585,7 @@ def run_detached(cfg: Settings, yes: str = "") -> None:
     smoke_test(cfg)
     note_new(cfg)
     keep(cfg)
+    merge_memory(cfg)
     write_file(STATE / "run/up", "")
     say_how_to_use(cfg)
 
@@ -2597,6 +2616,7 @@ def start(cfg: Settings) -> None:
     start_workers(cfg)
     wait_for_instances(cfg, ran)
     wait_for_hosts(cfg)  # not before: asked for its volume hosts, cinder waits a minute for a scheduler that is not there yet
+    merge_memory(cfg)
     write_file(STATE / "run/up", "")
     say_how_to_use(cfg)
 
@@ -2837,6 +2857,8 @@ def start_session(cfg: Settings) -> None:
     with step("Open the session"):
         if not is_kept():
             remove(*(path for path in (STATE / "log").glob("*.log") if path.name != "nova.log"))
+        if cfg.MERGES and not DRY_RUN:
+            prctl(67, 1, 0, 0, 0)  # PR_SET_MEMORY_MERGE: all that the session will start has it from us
         shell = ("bash", "--rcfile", CONF / "test", "-i")
         do("screen", "-c", CONF / "screenrc", "-d", "-m", "-S", cfg.SCREEN_NAME, "-t", "test", *shell)
         wait_for("screen", lambda: session(cfg), 10)
@@ -3092,6 +3114,15 @@ def wait_for_hosts(cfg: Settings) -> None:
         with step("Wait for the volume host"):
             pools = lambda: list(cloud(cfg).block_storage.backend_pools())
             wait_for("the volume host in the scheduler", pools, 90, SERVICES["volume"])
+
+
+def merge_memory(cfg: Settings) -> None:
+    """Have this kernel keep once what is the same in several processes, unless its owner does that anyway: conf/ksm."""
+    if cfg.MERGES:
+        with step("Have equal memory kept once"):
+            if text_of(KSM / "run").strip() == "0":
+                record("sh", "-c", f"cd {KSM} && echo {text_of(KSM / 'pages_to_scan').strip()} >pages_to_scan && echo 0 >run")
+            open_windows(cfg, MERGER)
 
 
 def servers_that_ran(cfg: Settings) -> list[Any]:
@@ -3425,6 +3456,7 @@ def take_down(cfg: Settings, seconds: float = 0.2) -> None:
     """
     if "ovs-vswitchd" in [process.name() for process in processes()]:  # a run that was cut off before it marked them
         mark_bridges()
+    end_windows(MERGER, 3)  # or the kernel goes on
     end_windows(OPENSTACK, min(seconds, 3))
     end_windows((SERVICES["rabbit"],), 0)  # its messages do not outlive it (ENDED), and it takes a second to end
     end_windows(PRELOAD + SERVERS, seconds)

@@ -50,7 +50,7 @@ def bars(log: str) -> list[Bar]:
         elif found := re.match(r"(\S+) \(.+\): ready after", said):
             answered.setdefault(found[1], when)
         elif re.match(r" *\+ screen -S ", said):
-            opened |= dict.fromkeys(re.findall(r" -t (\S+) bash --rcfile", said), when)
+            opened |= dict.fromkeys(re.findall(r" -t (\S+) sh ", said), when)
     services = list[Bar]()
     for name, when in opened.items():
         around = [step.end for step in steps if step.begin <= when <= step.end + 0.1]  # it is told to a tenth

@@ -57,7 +57,7 @@ KINDS = {
     )),
 }
 # fmt: on
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NAME, PR_SET_MEMORY_MERGE, SO_PEERGROUPS = 1, 4, 15, 67, 59  # prctl(2), socket(7)
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NAME, SO_PEERGROUPS = 1, 4, 15, 59  # prctl(2), socket(7)
 prctl = ctypes.CDLL(None).prctl
 COLLECTS = gc.get_threshold()
 
@@ -146,6 +146,7 @@ def serve(kind: str, owner: int, files: dict[bytes, int], others: tuple[int, ...
     os.umask(0o022)
     os.chown(place, owner, -1)
     door.listen(100)
+    sys._clear_type_cache()  # names that it holds are let go of one by one, later, in each child
     gc.freeze()  # what is here stays, and is not looked at again, so it stays shared
     gc.set_threshold(*COLLECTS)
     eyes.register(door, selectors.EVENT_READ)
@@ -250,7 +251,6 @@ def become(wanted: dict[str, Any], fds: list[int], uid: int, gid: int, groups: t
 def main() -> None:
     sys.dont_write_bytecode = True  # root's, in a user's tree
     prctl(PR_SET_NAME, b"preload", 0, 0, 0)
-    prctl(PR_SET_MEMORY_MERGE, 1, 0, 0, 0)  # where the machine's owner has switched that on: forks often have equal pages again
     owner = pwd.getpwnam(sys.argv[1]).pw_uid
     imports = Imports()
     sys.meta_path.insert(0, imports)
@@ -273,7 +273,6 @@ def main() -> None:
         cfg.CONF.clear()
         orm.configure_mappers()  # or each does it at its first query
         serve(kind, owner, files_now(f"conf/{configuration}"))
-    imports.without -= {"eventlet"}
     serve("any", owner, files_now(), tuple(others))
 
 

@@ -18,13 +18,13 @@ LOG = """\
 2026-11-22 21:38:20,000    1.2 s  Start MariaDB & RabbitMQ
 2026-11-22 21:38:20,010 + screen -c /x/screenrc -d -m -S nova -t test bash --rcfile /x -i
 2026-11-22 21:38:20,020 screen: ready after 0.0 s
-2026-11-22 21:38:20,100 + screen -S 4487.nova -X screen -t mysql bash --rcfile /run/nova.py/state/run/mysql.rc -i
-2026-11-22 21:38:20,200   + screen -S 4487.nova -X screen -t rabbit bash --rcfile /run/nova.py/state/run/rabbit.rc -i
+2026-11-22 21:38:20,100 + screen -S 4487.nova -X screen -t mysql sh /run/nova.py/state/run/mysql.rc
+2026-11-22 21:38:20,200   + screen -S 4487.nova -X screen -t rabbit sh /run/nova.py/state/run/rabbit.rc
 2026-11-22 21:38:20,600 mysql (/run/nova.py/state/mysql/sock): ready after 0.4 s
 2026-11-22 21:38:21,000    2.2 s  Start the APIs
 2026-11-22 21:38:21,100 ? screen -ls
-2026-11-22 21:38:21,500 + screen -S 4487.nova -X screen -t conductor bash --rcfile /run/nova.py/state/run/conductor.rc -i
-2026-11-22 21:38:21,750 + screen -S 4487.nova -X screen -t api bash --rcfile /run/nova.py/state/run/api.rc -i
+2026-11-22 21:38:21,500 + screen -S 4487.nova -X screen -t conductor sh /run/nova.py/state/run/conductor.rc
+2026-11-22 21:38:21,750 + screen -S 4487.nova -X screen -t api sh /run/nova.py/state/run/api.rc
 forgiven: modprobe openvswitch
   ended with exit code 1 | 12.3 s  no step
 2026-11-22 21:38:23,000 api (http://192.0.2.2:8774/): ready after 1.1 s

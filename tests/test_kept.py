@@ -67,7 +67,7 @@ def test_start_starts_what_run_started_and_neither_empties_nor_fills_anything(up
     assert nova.main(["start", folder(up)]) == 0
     calls = up.transcript()
     windows = [name for name in nova.SERVICES if name not in set().union(*nova.ONLY_WITH.values())]
-    assert re.findall(r"'screen -t (\S+) bash", calls) == windows
+    assert re.findall(r"'screen -t (\S+) sh", calls) == windows
     assert calls.count("ovsdb-tool create") == 1 and "ovs/conf.db" in calls
     assert "nft -f" in calls and "ip address replace 10.6.0.1/27 dev br-ex" in calls
     assert not any(word in calls for word in ("cp --archive", "apt-get", "uv ", "mariadb", "rm --force"))

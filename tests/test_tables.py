@@ -77,7 +77,7 @@ def test_keystone_answers_where_clients_are_sent() -> None:
 
 
 def test_the_services_are_in_the_order_in_which_they_are_started() -> None:
-    assert tuple(SERVICES) == nova.PRELOAD + nova.SERVERS + nova.OPENSTACK
+    assert tuple(SERVICES) == nova.PRELOAD + nova.SERVERS + nova.OPENSTACK + nova.MERGER
 
 
 # ---- Databases, endpoints, flavors, images ----

@@ -541,7 +541,7 @@ def test_run_detached(runnable_installed: Machine, expect: Expect, capsys: pytes
     old = machine.put(nova.STATE / "log/of-an-earlier-one.log")
     assert nova.main(["run_detached", folder(machine)]) == 0
     expect("run_detached")
-    assert re.findall(r"'screen -t (\S+) bash", machine.transcript()) == [
+    assert re.findall(r"'screen -t (\S+) sh", machine.transcript()) == [
         window for window in nova.SERVICES if window not in set().union(*nova.ONLY_WITH.values())
     ]
     assert not old.exists()
@@ -674,14 +674,15 @@ def test_the_status_line_can_be_switched_off(
     assert ("hardstatus" in machine.transcript()) == shown
 
 
-def test_a_window_is_a_shell_that_begins_with_its_service(cfg: nova.Settings, fake: Fake, machine: Machine) -> None:
+def test_a_window_is_its_service_and_then_a_shell(cfg: nova.Settings, fake: Fake, machine: Machine) -> None:
     fake("screen", SESSION)
     died = machine.put(nova.STATE / "run/w.died")
     nova.open_windows(cfg, [nova.Service("w", nova.USER, "serve --at $HOST_IP 'two words'")])
-    assert machine.called()[1:] == ["screen -S 4242.nova -X eval 'screen -t w bash --rcfile /run/nova.py/state/run/w.rc -i'"]
+    assert machine.called()[1:] == ["screen -S 4242.nova -X eval 'screen -t w sh /run/nova.py/state/run/w.rc'"]
     command = f"keep w {nova.USER} serve --at 192.0.2.10 'two words'"
     lines = (nova.STATE / "run/w.rc").read_text().splitlines()
-    assert lines == [f". {nova.CONF}/window", f"history -s {nova.shlex.quote(command)}", command]
+    waits = f"*) trap : INT; {command}; exec bash --rcfile {nova.STATE}/run/w.rc -i ;;"
+    assert lines == [f". {nova.CONF}/window", "case $- in", f"*i*) history -s {nova.shlex.quote(command)} ;;", waits, "esac"]
     assert not died.exists()
 
 

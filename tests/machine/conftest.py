@@ -164,6 +164,7 @@ class Machine:
             "mounts": sorted(m for m in Path("/proc/self/mountinfo").read_text().splitlines() if "nova" in m),
             "nova_py table": "nova_py" in tables,
             "ip_forward": Path("/proc/sys/net/ipv4/ip_forward").read_text(),
+            "merging": {path.name: path.read_text() for path in sorted(Path("/sys/kernel/mm/ksm").glob("[pr]*n"))},
             "domains": sorted(p.name for p in (self.folder / "nova/state/libvirt/etc").glob("*/instance-*.xml")),
             "guests": [line for line in self.processes() if "qemu-system" in line or "libvirt_lxc" in line],
             "containers' control groups": control_groups(),

@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -68,6 +69,20 @@ def test_all_is_well_and_the_exit_code_says_so(cloud: Machine) -> None:
     for window in ("mysql", "vswitchd", "keystone", "compute"):
         assert re.search(rf"^{window} +\d{{4}}-\d\d-\d\d [\d:]{{8}} +0 +[\d,]+ MiB$", said, re.M), said
     assert re.search(r"^glance +http://\S+:9292/ +\d+$", said, re.M), said
+
+
+def test_equal_memory_is_kept_once(cloud: Machine) -> None:
+    folder = Path("/sys/kernel/mm/ksm")
+    if not os.access(folder / "run", os.W_OK) or not Path("/proc/self/ksm_stat").exists():
+        pytest.skip("this kernel cannot, or does not let us")
+    eventually("its rest", lambda: "looked for" in (cloud.folder / "nova/state/log/ksm.log").read_text(), 600)
+    assert (folder / "run").read_text() == "0\n", "it was off before"
+    merged = 0  # pages
+    for process in psutil.process_iter(["pid"]):
+        with contextlib.suppress(OSError):
+            if " /run/nova.py " in Path(f"/proc/{process.pid}/mountinfo").read_text():
+                merged += int(re.findall(r"^ksm_merging_pages (\d+)", Path(f"/proc/{process.pid}/ksm_stat").read_text(), re.M)[0])
+    assert merged * 4096 > 200e6
 
 
 def test_json_has_times_and_sizes_for_programs(cloud: Machine) -> None:
