@@ -22,8 +22,8 @@ SCRIPT = (nova.HERE / "conf/ksm").read_text()
 
 @pytest.fixture
 def kernel(machine: Machine) -> Path:
-    """What a kernel with KSM, switched off, has for it."""
-    for name, value in dict(run=0, pages_to_scan=100, full_scans=7, pages_sharing=0).items():
+    """What a kernel with KSM, switched off, has for it; and `idle`, hundredths of each second, of all its processors."""
+    for name, value in dict(run=0, pages_to_scan=100, full_scans=7, pages_sharing=0, idle=200).items():
         machine.put(nova.KSM / name, f"{value}\n")
     return nova.KSM
 
@@ -46,7 +46,8 @@ def ksm(kernel: Path, real: Callable[[str], str], tmp_path: Path) -> Iterator[Ks
 
     def start() -> subprocess.Popen[str]:
         script = SCRIPT.replace("/sys/kernel/mm/ksm &&", f"{kernel} &&")
-        assert script != SCRIPT
+        script = script.replace("/proc/stat", f" <(echo cpu 0 0 0 $((SECONDS * $(<{kernel}/idle))))")
+        assert str(kernel) in script and "SECONDS *" in script
         words = [real("bash"), "-c", script, "ksm", str(tmp_path / "was")]
         env = {"PATH": "/usr/bin:/bin"}
         began.append(subprocess.Popen(words, env=env, stdout=subprocess.PIPE, text=True, start_new_session=True))
@@ -71,6 +72,18 @@ def test_it_looks_four_times_and_rests(kernel: Path, ksm: Ksm) -> None:
     assert script.stdout is not None
     assert "4711 pages" in script.stdout.readline()
     assert script.poll() is None, "it rests: a window whose service ended is one that died"
+
+
+def test_it_looks_only_while_processors_are_idle(kernel: Path, ksm: Ksm) -> None:
+    (kernel / "idle").write_text("10\n")
+    ksm()
+    until(lambda: values(kernel)[1] == "500")
+    time.sleep(3)
+    assert values(kernel) == ("0", "500")
+    (kernel / "idle").write_text("60\n")
+    until(lambda: values(kernel) == ("1", "500"))
+    (kernel / "idle").write_text("0\n")
+    until(lambda: values(kernel) == ("0", "500"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
