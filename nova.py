@@ -278,8 +278,8 @@ class Settings:
 
     @property
     def MERGES(self) -> bool:
-        """Not a setting: may this kernel be asked to keep equal pages once? It knows PR_GET_MEMORY_MERGE since Linux 6.4."""
-        return self.USE_KSM and os.access(KSM / "run", os.W_OK) and prctl(68, 0, 0, 0, 0) >= 0
+        """Not a setting: may this kernel be asked to keep equal pages once? Who asked stays so through exec since 6.7."""
+        return self.USE_KSM and os.access(KSM / "run", os.W_OK) and (KSM / "smart_scan").exists()
 
     @property
     def DIRECTORY(self) -> str:
@@ -320,7 +320,6 @@ EC2   = STATE / "ec2"  # an environment of its own: ec2-api's last release wants
 CONF  = STATE / "conf"
 KEPT  = STATE / "kept.json"  # there while DIR has a whole cloud, up or not: what it was made with, for start
 KSM   = Path("/sys/kernel/mm/ksm")  # the kernel's same-page merging
-prctl = ctypes.CDLL(None).prctl
 CONSOLE_PORTS = range(26000, 27000)  # the instances' VNC servers and serial ports, on loopback
 PATHS = dict(
     HOME=HOME, STATE=STATE, CONF=CONF, ENV=ENV, EC2=EC2, BIN=ENV / "bin", USER=USER, GUEST_USER=GUEST_USER,
@@ -1238,7 +1237,7 @@ def open_windows(cfg: Settings, services: Sequence[Service]) -> None:
         command = f"keep {service.window} {service.user} {render(service.command, cfg)}"
         file = STATE / f"run/{service.window}.rc"
         remove(file.with_suffix(".died"))
-        cases = f"*i*) history -s {shlex.quote(command)} ;;\n*) trap : INT; {command}; exec bash --rcfile {file} -i ;;"
+        cases = f"*i*) history -s {shlex.quote(command)} ;;\n*) trap : INT QUIT; {command}; exec bash --rcfile {file} -i ;;"
         write_file(file, f". {CONF}/window\ncase $- in\n{cases}\nesac\n")
     lines = [f"screen -t {service.window} sh {STATE}/run/{service.window}.rc" for service in services]
     for first in range(0, len(lines), 6):  # of more than 767 characters screen (4.9) does nothing, and says nothing
@@ -1482,7 +1481,7 @@ LOOKS: dict[str, Callable[[], Seen | None]] = {
     "disks":      lambda: contents("sys/block/loop*/loop/backing_file"),
     "modules":    lambda: {path.name: "" for path in Path("/sys/module").glob("openvswitch")},
     "parameters": lambda: contents("proc/sys/net/ipv4/ip_forward", *KERNEL),
-    "merging":    lambda: contents("sys/kernel/mm/ksm/run", "sys/kernel/mm/ksm/pages_to_scan"),
+    "merging":    lambda: contents("sys/kernel/mm/ksm/run"),
     "ports":      listening,
     "processes":  lambda: {f"process {each.pid}": cloud for each in psutil.process_iter() if (cloud := cloud_of(each.pid))},
 }  # fmt: skip
@@ -2858,7 +2857,7 @@ def start_session(cfg: Settings) -> None:
         if not is_kept():
             remove(*(path for path in (STATE / "log").glob("*.log") if path.name != "nova.log"))
         if cfg.MERGES and not DRY_RUN:
-            prctl(67, 1, 0, 0, 0)  # PR_SET_MEMORY_MERGE: all that the session will start has it from us
+            ctypes.CDLL(None).prctl(67, 1, 0, 0, 0)  # PR_SET_MEMORY_MERGE: all that the session will start has it from us
         shell = ("bash", "--rcfile", CONF / "test", "-i")
         do("screen", "-c", CONF / "screenrc", "-d", "-m", "-S", cfg.SCREEN_NAME, "-t", "test", *shell)
         wait_for("screen", lambda: session(cfg), 10)
@@ -3121,7 +3120,8 @@ def merge_memory(cfg: Settings) -> None:
     if cfg.MERGES:
         with step("Have equal memory kept once"):
             if text_of(KSM / "run").strip() == "0":
-                record("sh", "-c", f"cd {KSM} && echo {text_of(KSM / 'pages_to_scan').strip()} >pages_to_scan && echo 0 >run")
+                back = f"echo 2 >run; echo {text_of(KSM / 'pages_to_scan').strip()} >pages_to_scan; echo 0 >run"  # 2: forget
+                record("sh", "-c", f"cd {KSM} && grep -qx -e 0 -e 500 run pages_to_scan && {{ {back}; }}")  # or owner's
             open_windows(cfg, MERGER)
 
 

@@ -181,8 +181,7 @@ def memory(start: Start) -> float:
     """Of the control plane, when what is equal is kept once, if this kernel does that."""
     idle(start)
     if (DIR / "state/run/ksm.rc").exists():
-        log = DIR / "state/log/ksm.log"
-        wait_for("rest of the kernel", lambda: "looked for" in log.read_text(), 660, 1)
+        wait_for("rest of the kernel", lambda: re.search("looked|left", (DIR / "state/log/ksm.log").read_text()), 660, 1)
     return pss() / GB
 
 
@@ -337,10 +336,15 @@ def measure_bare(times: int) -> None:
 # ---- More and more ----
 
 
+def command_of(window: str) -> str:
+    """What keep runs in it."""
+    return str(re.findall(r"^\*\) .*?; keep \S+ \S+ (.+); exec", window, re.M)[0])
+
+
 def start_host(number: int, beside: int) -> None:
     """One more nova-compute, as the cloud's own is started, but with nova's fake driver, a name and a state. scrub ends it."""
     place, seen = DIR / f"state/nova/fake{number:03}", f"/run/nova.py/state/nova/fake{number:03}"
-    command = re.findall(r"keep compute \S+ (.+?);", (DIR / "state/run/compute.rc").read_text(), re.M)[0]
+    command = command_of((DIR / "state/run/compute.rc").read_text())
     place.mkdir()
     shutil.chown(place, "nova-py", "nova-py")
     own = f"[DEFAULT]\nhost = fake{number:03}\ncompute_driver = fake.FakeDriver\nstate_path = {seen}\ninstances_path = {seen}\n"

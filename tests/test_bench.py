@@ -10,6 +10,8 @@ import pytest
 
 import nova
 
+from .test_verbs import SESSION, Fake
+
 # Of nova.log: an earlier command's services, two steps side by side, several windows, one that nobody asks.
 LOG = """\
 2026-11-22 21:38:19,900    1.0 s  Fetch nova's source
@@ -66,6 +68,13 @@ def test_a_service_lasts_from_its_window_until_it_answers_or_to_the_end_of_its_s
     assert found.keys() == SERVICES.keys()
     assert [found[name] for name in SERVICES] == [pytest.approx(when, abs=0.001) for when in SERVICES.values()]
     assert bars == sorted(bars, key=lambda bar: bar.begin)
+
+
+def test_a_host_of_scale_runs_what_the_window_of_the_cloud_s_own_runs(bench: ModuleType, cfg: nova.Settings, fake: Fake) -> None:
+    fake("screen", SESSION)
+    nova.open_windows(cfg, [nova.SERVICES["compute"]])
+    window = (nova.STATE / "run/compute.rc").read_text()
+    assert bench.command_of(window) == nova.render(nova.SERVICES["compute"].command, cfg)
 
 
 def test_a_step_takes_what_the_log_says_at_its_end(report: ModuleType, start: Any) -> None:

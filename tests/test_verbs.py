@@ -681,7 +681,7 @@ def test_a_window_is_its_service_and_then_a_shell(cfg: nova.Settings, fake: Fake
     assert machine.called()[1:] == ["screen -S 4242.nova -X eval 'screen -t w sh /run/nova.py/state/run/w.rc'"]
     command = f"keep w {nova.USER} serve --at 192.0.2.10 'two words'"
     lines = (nova.STATE / "run/w.rc").read_text().splitlines()
-    waits = f"*) trap : INT; {command}; exec bash --rcfile {nova.STATE}/run/w.rc -i ;;"
+    waits = f"*) trap : INT QUIT; {command}; exec bash --rcfile {nova.STATE}/run/w.rc -i ;;"
     assert lines == [f". {nova.CONF}/window", "case $- in", f"*i*) history -s {nova.shlex.quote(command)} ;;", waits, "esac"]
     assert not died.exists()
 

@@ -100,6 +100,7 @@ def test_coming_back_and_leaving_for_good(machine: Machine, terminal: Callable[.
 
 
 def test_when_the_session_ends_terminate_and_clean_follow(machine: Machine, terminal: Callable[..., Terminal]) -> None:
+    before = machine.traces()
     screen = terminal(*RUN)
     screen.wait_for("The cloud is up", 400)
     screen.wait_for("keystone", 20)
@@ -107,6 +108,7 @@ def test_when_the_session_ends_terminate_and_clean_follow(machine: Machine, term
     assert screen.end(90) == 0
     assert "End the instances" in screen.said and "End the session" in screen.said
     assert machine.processes() == [] and machine.ports() == set()
+    assert machine.traces()["merging"] == before["merging"], "it was looking, and is not to go on for nobody"
 
 
 @pytest.mark.parametrize("point", ["Empty the databases", "Start the APIs", "Boot an instance"])

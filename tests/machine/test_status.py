@@ -73,9 +73,10 @@ def test_all_is_well_and_the_exit_code_says_so(cloud: Machine) -> None:
 
 def test_equal_memory_is_kept_once(cloud: Machine) -> None:
     folder = Path("/sys/kernel/mm/ksm")
-    if not os.access(folder / "run", os.W_OK) or not Path("/proc/self/ksm_stat").exists():
-        pytest.skip("this kernel cannot, or does not let us")
-    eventually("its rest", lambda: "looked for" in (cloud.folder / "nova/state/log/ksm.log").read_text(), 600)
+    log = cloud.folder / "nova/state/log/ksm.log"
+    if not (cloud.folder / "nova/state/run/ksm.rc").exists() or "left as it is" in log.read_text():
+        pytest.skip("this kernel cannot, or it is not for us to say")
+    eventually("its rest", lambda: "looked for" in log.read_text(), 600)
     assert (folder / "run").read_text() == "0\n", "it was off before"
     merged = 0  # pages
     for process in psutil.process_iter(["pid"]):
