@@ -14,6 +14,7 @@ import pytest
 import nova
 
 from .conftest import Machine, recorded
+from .test_keep import eventually
 from .test_verbs import SESSION, Fake
 
 Ksm = Callable[[], subprocess.Popen[str]]
@@ -30,13 +31,6 @@ def kernel(machine: Machine) -> Path:
 
 def values(kernel: Path) -> tuple[str, str]:
     return (kernel / "run").read_text().strip(), (kernel / "pages_to_scan").read_text().strip()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 @pytest.fixture
@@ -62,7 +56,7 @@ def ksm(kernel: Path, real: Callable[[str], str], tmp_path: Path) -> Iterator[Ks
 
 def test_it_looks_four_times_and_rests(kernel: Path, ksm: Ksm) -> None:
     script = ksm()
-    until(lambda: values(kernel) == ("1", "500"))
+    eventually(lambda: values(kernel) == ("1", "500"))
     (kernel / "full_scans").write_text("10\n")
     time.sleep(1.5)  # it looks once a second
     assert values(kernel) == ("1", "500")
@@ -81,19 +75,19 @@ def test_it_looks_four_times_and_rests(kernel: Path, ksm: Ksm) -> None:
 def test_it_looks_only_while_processors_are_idle(kernel: Path, ksm: Ksm) -> None:
     (kernel / "idle").write_text("10\n")
     ksm()
-    until(lambda: values(kernel)[1] == "500")
+    eventually(lambda: values(kernel)[1] == "500")
     time.sleep(3)
     assert values(kernel) == ("0", "500")
     (kernel / "idle").write_text("60\n")
-    until(lambda: values(kernel) == ("1", "500"))
+    eventually(lambda: values(kernel) == ("1", "500"))
     (kernel / "idle").write_text("0\n")
-    until(lambda: values(kernel) == ("0", "500"))
+    eventually(lambda: values(kernel) == ("0", "500"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_told_to_end_it_puts_back_what_it_set(kernel: Path, ksm: Ksm, number: int) -> None:
     script = ksm()
-    until(lambda: values(kernel) == ("1", "500"))
+    eventually(lambda: values(kernel) == ("1", "500"))
     script.send_signal(number)
     script.communicate(timeout=5)  # it, and all that it started
     assert values(kernel) == ("0", "100")
@@ -101,12 +95,12 @@ def test_told_to_end_it_puts_back_what_it_set(kernel: Path, ksm: Ksm, number: in
 
 def test_killed_and_started_again_it_still_knows_what_was(kernel: Path, ksm: Ksm) -> None:
     script = ksm()
-    until(lambda: values(kernel) == ("1", "500"))
+    eventually(lambda: values(kernel) == ("1", "500"))
     os.killpg(script.pid, signal.SIGKILL)
     script.wait(5)
     assert values(kernel) == ("1", "500")
     again, scans = ksm(), itertools.count(20)
-    until(lambda: (kernel / "full_scans").write_text(f"{next(scans)}\n") and values(kernel) == ("0", "100"))
+    eventually(lambda: (kernel / "full_scans").write_text(f"{next(scans)}\n") and values(kernel) == ("0", "100"))
     again.terminate()
     again.wait(5)
     assert values(kernel) == ("0", "100")
