@@ -24,7 +24,7 @@ pytestmark = on("vlan")
 # What is root's among the cloud's processes: its windows, what wires networks and starts instances, and what becomes
 # OpenStack's services when it has given up being root; none of these.
 ROOTS = {"screen", "bash", "keep", "sleep", "ovs-vswitchd", "ovn-controller", "libvirtd", "virtlogd", "tgtd", "iscsid"}
-ROOTS |= {"tini", "preload", "preload-nova", "preload-net"}
+ROOTS |= {"tini", "preload", "preload-nova", "preload-net", "sh", "ksm"}
 # privsep's helpers, and the capabilities that each keeps, by their numbers in capabilities(7).
 HELPERS = {
     "nova.privsep.sys_admin_pctxt": {0, 1, 2, 3, 12, 21},
