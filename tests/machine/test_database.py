@@ -13,6 +13,7 @@ import sqlite3
 import stat
 import subprocess
 import threading
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,30 @@ def test_20_instances_by_8_clients_at_once(cloud: Machine, room: Any) -> None:
     for server in servers:
         room.compute.delete_server(server)
     eventually("their end", lambda: not {s.id for s in servers} & {s.id for s in room.compute.servers()}, 300)
+    assert troubles(cloud) == []
+
+
+def test_400_allocations_by_8_clients_at_once(cloud: Machine, room: Any) -> None:
+    """Where another request has changed the provider between placement's look and its write, placement tries again."""
+    own, provider = threading.local(), next(iter(room.placement.resource_providers())).id
+    what = {
+        "allocations": {provider: {"resources": {"MEMORY_MB": 64}}},
+        "project_id": room.current_project_id,
+        "user_id": room.current_user_id,
+        "consumer_generation": None,
+        "consumer_type": "INSTANCE",
+    }
+
+    def take(_number: int) -> int:
+        """Take some room and give it back."""
+        own.client = getattr(own, "client", None) or connect(cloud).placement
+        place = f"/allocations/{uuid.uuid4()}"
+        taken = own.client.put(place, json=what, microversion="1.38")
+        own.client.delete(place)
+        return int(taken.status_code)
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        assert collections.Counter(pool.map(take, range(400))) == {204: 400}
     assert troubles(cloud) == []
 
 
@@ -209,21 +234,55 @@ with facade.reader.using(first) as session:
 """
 
 
-@pytest.mark.parametrize("plugin", [True, False])
-def test_a_transaction_that_has_read_can_write(cloud: Machine, tmp_path: Path, plugin: bool) -> None:
-    """Without the plugin it cannot: that is what the plugin is for."""
+# One transaction reads in a transaction of its own while it holds the lock: as placement does when it has to try again.
+WRITES_AND_READS_APART = """
+import sys
+from oslo_db.sqlalchemy import enginefacade
+from sqlalchemy import text
+
+facade = enginefacade.transaction_context()
+facade.configure(connection=sys.argv[1])
+context = type("Context", (), {})()
+count = lambda session: session.execute(text("SELECT count(*) FROM numbers")).scalar()
+for _ in "12":
+    with facade.writer.using(context) as session:
+        session.execute(text("INSERT INTO numbers SELECT count(*) FROM numbers"))
+        with facade.reader.independent.using(context) as apart:
+            print(count(apart), count(session))
+"""
+
+
+def in_environment(cloud: Machine, script: str, url: str) -> subprocess.CompletedProcess[str]:
+    """Run a script with the Python, the packages and the mounts of the cloud's services."""
+    python = cloud.folder / "nova/state/env/bin/python"
+    line = ["nsenter", "--mount", f"--target={cloud_process(cloud)}", python, "-c", script, url]
+    return subprocess.run(line, capture_output=True, text=True, check=False, cwd="/", timeout=120)
+
+
+@pytest.fixture
+def numbers(tmp_path: Path) -> str:
+    """The URL of a database with an empty table."""
     with contextlib.closing(sqlite3.connect(tmp_path / "numbers")) as database:
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("CREATE TABLE numbers (n INTEGER UNIQUE)")
-    url = f"sqlite:///{tmp_path}/numbers?timeout=30" + "&plugin=immediate" * plugin
-    python = cloud.folder / "nova/state/env/bin/python"
-    line = ["nsenter", "--mount", f"--target={cloud_process(cloud)}", python, "-c", READS_THEN_WRITES, url]
-    done = subprocess.run(line, capture_output=True, text=True, check=False, cwd="/", timeout=120)
+    return f"sqlite:///{tmp_path}/numbers?timeout=30"
+
+
+@pytest.mark.parametrize("plugin", [True, False])
+def test_a_transaction_that_has_read_can_write(cloud: Machine, numbers: str, plugin: bool) -> None:
+    """Without the plugin it cannot: that is what the plugin is for."""
+    done = in_environment(cloud, READS_THEN_WRITES, numbers + "&plugin=immediate" * plugin)
     if plugin:
         assert (done.returncode, done.stdout) == (0, "0 1\n"), done.stderr
     else:
         assert done.returncode == 1
         assert "database is locked" in done.stderr
+
+
+def test_a_transaction_inside_another_one_does_not_wait_for_it(cloud: Machine, numbers: str) -> None:
+    """It sees what was there before the outer one, which is still at its work."""
+    done = in_environment(cloud, WRITES_AND_READS_APART, numbers + "&plugin=immediate")
+    assert (done.returncode, done.stdout) == (0, "0 1\n1 2\n"), done.stderr
 
 
 # ---- -p ----
