@@ -2545,12 +2545,11 @@ def run(cfg: Settings, yes: str = "") -> None:
     """Run a cloud for as long as its session lasts, then take it down."""
     with only_one("run") if not DRY_RUN else contextlib.nullcontext():
         run_detached(cfg, yes)
-        to_screen(cfg, "select", "test")
     if DRY_RUN:
-        return print(f"screen -x {cfg.SCREEN_NAME}\n# and when the session has ended: terminate, clean")
+        return print(f"screen -x {cfg.SCREEN_NAME} -p test\n# and when the session has ended: terminate, clean")
     BARS.stop()  # the terminal is screen's now
     with contextlib.suppress(sh.ErrorReturnCode):
-        sh.Command("screen")("-S", f"{session(cfg)}.{cfg.SCREEN_NAME}", "-x", _fg=True)
+        sh.Command("screen")("-S", f"{session(cfg)}.{cfg.SCREEN_NAME}", "-p", "test", "-x", _fg=True)
     if session(cfg):
         say(f"The cloud stays. To come back: sudo screen -x {cfg.SCREEN_NAME}")
         say("To end it: sudo python3 nova.py stop, which keeps it; or terminate, then clean")

@@ -587,7 +587,7 @@ def test_run_ends_the_cloud_when_its_session_has_ended(
     machine.fake("screen", SESSION if lives else f"[ -e {ended} ] && {{ {NO_SESSION}; }} || {{ {SESSION}; }}; {end}")
     nova.run(cfg)
     acts = [line for line in machine.called() if line != "screen -ls"]
-    assert acts == ["screen -S 4242.nova -X select test", "screen -S 4242.nova -x"]
+    assert acts == ["screen -S 4242.nova -p test -x"]
     assert seen == calls
 
 

@@ -85,6 +85,8 @@ def test_run_shows_the_session_and_detaching_keeps_the_cloud(machine: Machine, t
     screen = terminal(*RUN)
     screen.wait_for("The cloud is up", 400)
     screen.wait_for("keystone", 20)  # the status line names the windows
+    screen.type(b"echo $OS_USERNAME-is-here\n")
+    screen.wait_for("admin-is-here", 20)  # the window test: in another one nobody would answer
     screen.type(b"\x01d")
     assert screen.end() == 0
     assert "The cloud stays" in screen.said and "sudo screen -x nova" in screen.said
