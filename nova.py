@@ -573,6 +573,8 @@ MANAGERS = {
     "FlatDHCPManager": Manager({"provider_network_type": "flat", "is_shared": True}, dhcp=True, host=True),
     "FlatManager":     Manager({"provider_network_type": "flat", "is_shared": True}, dhcp=False, host=True),
 }
+# A project that has no network gets one by itself, with a /26 of the first of these that is nobody else's here.
+POOLS = ("10.240.0.0/16", "172.28.0.0/16", "192.168.224.0/19")
 BRIDGES = ("br-ex", "br100", "br-int", "ovs-netdev")  # interfaces that a cloud makes, instances' taps aside
 GROUP = 0x6E70  # the group of links that they are in
 
@@ -1321,6 +1323,8 @@ AS_OPTION = {
     "network_id":                  "--network {}",
     "is_router_external":          "--external",
     "is_shared":                   "--share",
+    "is_default":                  "--default",
+    "prefixes":                    "--pool-prefix {0[0]}",
     "is_dhcp_enabled=True":        "--dhcp",
     "is_dhcp_enabled=False":       "--no-dhcp",
     "provider_segmentation_id":    "--provider-segment {}",
@@ -2765,7 +2769,7 @@ def key_of_new(cfg: Settings) -> str:
     made_from = (kept_databases(cfg).with_suffix(".made-from"), HOME / "images/made-from")
     ours = (HERE / "nova.py", *(HERE / row[0] for row in rows(cfg, CONFIG_FILES)))
     theirs = ("/etc/resolv.conf", "/usr/share/ovn/ovn-nb.ovsschema")  # neutron tells the instances these name servers
-    parts = (asdict(cfg), image, socket.gethostname(), [text_of(path) for path in (*made_from, *ours, *theirs)])
+    parts = (asdict(cfg), image, socket.gethostname(), pool_range(cfg), [text_of(path) for path in (*made_from, *ours, *theirs)])
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
@@ -3020,6 +3024,7 @@ def create_networks(cfg: Settings) -> None:
     with step("Create networks"):
         manager = MANAGERS[cfg.NET_MAN]
         outside = dict(provider_network_type="flat", provider_physical_network="public", is_router_external=True)
+        outside["is_default"] = True  # where the routers of projects lead that have their network by itself
         public = create(cfg, "network", "network", "public", **outside)
         private = create(cfg, "network", "network", "private", provider_physical_network="fixed", **manager.private)
         create_subnet(cfg, public, cfg.FLOATING_RANGE, -2, is_dhcp_enabled=False)
@@ -3032,8 +3037,21 @@ def create_networks(cfg: Settings) -> None:
         for subnet in inside:
             line = f"openstack router add subnet router {subnet.id}"
             api(cfg, line, "network.add_interface_to_router", router, subnet_id=subnet.id)
+        part = dict(prefixes=[pool_range(cfg)], default_prefix_length=26, is_shared=True, is_default=True)
+        create(cfg, "network", "subnet_pool", "shared-default-subnetpool-v4", **part)
         route_private(cfg)
         allow_ping_and_ssh(cfg)
+
+
+def pool_range(cfg: Settings) -> str:
+    """One of POOLS that overlaps neither the cloud's ranges nor a route of this machine; the last one if all of them do.
+
+    IPv4 alone: neutron gives such a network's IPv6 subnet no router advertisements, so no instance would get its address.
+    """
+    in_use = [ipaddress.IPv4Network(cfg.FLOATING_RANGE), ipaddress.IPv4Network(cfg.FIXED_RANGE)]
+    in_use += [route for route, interface in routes() if route.prefixlen and interface not in BRIDGES]
+    is_free = lambda pool: not any(ipaddress.IPv4Network(pool).overlaps(network) for network in in_use)
+    return next(filter(is_free, POOLS), POOLS[-1])
 
 
 def route_private(cfg: Settings) -> None:
@@ -3052,7 +3070,8 @@ def create_subnet(cfg: Settings, network: Any, cidr: str, last: int, **more: obj
     room = ipaddress.ip_network(cidr)
     pool = dict(start=str(room[2]), end=str(room[last]))
     where = dict(network_id=network.id, ip_version=room.version, cidr=cidr, gateway_ip=str(room[1]))
-    return create(cfg, "network", "subnet", network.name, allocation_pools=[pool], **where, **more)
+    name = f"{'ipv6-' * (room.version == 6)}{network.name}-subnet"
+    return create(cfg, "network", "subnet", name, allocation_pools=[pool], **where, **more)
 
 
 def allow_ping_and_ssh(cfg: Settings) -> None:

@@ -3,6 +3,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import pytest
@@ -80,7 +81,7 @@ def test_ipv6_is_refused_where_the_prefix_is_in_use(machine: Machine) -> None:
 def network(monkeypatch: pytest.MonkeyPatch, fake: Fake) -> MagicMock:
     """neutron, which grants everything; the router has an address of each family."""
     admin = MagicMock()
-    admin.network.create_network.side_effect = lambda name, **_: MagicMock(id=f"id of {name}")
+    admin.network.create_network.side_effect = lambda name, **_: SimpleNamespace(id=f"id of {name}", name=name)
     addresses = [{"ip_address": "10.6.0.2"}, {"ip_address": "fd6e:6f76:6170:1::9"}]
     admin.network.create_router.return_value.external_gateway_info = {"external_fixed_ips": addresses}
     admin.network.routers.side_effect = lambda name: iter([admin.network.create_router.return_value])
@@ -114,9 +115,37 @@ def test_ipv6_subnets_come_with_their_route(cfg: nova.Settings, network: MagicMo
     asked = [call.kwargs for call in network.create_subnet.call_args_list]
     assert [a["cidr"] for a in asked] == ["10.6.0.0/27", "10.0.0.0/24", "fd6e:6f76:6170:1::/64", "fd6e:6f76:6170::/64"]
     assert [a["ip_version"] for a in asked] == [4, 4, 6, 6]
+    names = ["public-subnet", "private-subnet", "ipv6-public-subnet", "ipv6-private-subnet"]
+    assert [a["name"] for a in asked] == names
     assert asked[3]["ipv6_ra_mode"] == asked[3]["ipv6_address_mode"] == "slaac"
     assert network.add_interface_to_router.call_count == 2
     assert machine.called() == ["ip -6 route replace fd6e:6f76:6170::/64 via fd6e:6f76:6170:1::9 dev br-ex"]
+
+
+ROUTE = "eth1\t{}\t00000000\t0001\t0\t0\t0\t{}\t0\t0\t0\n"
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ("", "10.0.0.0/24", "10.240.0.0/16"),
+        ("", "10.240.7.0/24", "172.28.0.0/16"),
+        (ROUTE.format("0000000A", "000000FF"), "10.0.0.0/24", "172.28.0.0/16"),
+        (ROUTE.format("0000000A", "000000FF").replace("eth1", "br100"), "10.0.0.0/24", "10.240.0.0/16"),
+    ],
+    ids=["default", "FIXED_RANGE", "a route of the machine", "a route of a cloud"],
+)
+def test_networks_of_projects_are_where_nobody_else_is(
+    cfg: nova.Settings, network: MagicMock, machine: Machine, case: tuple[str, str, str]
+) -> None:
+    routes, fixed, pool = case
+    table = machine.path("/proc/net/route")
+    machine.put("/proc/net/route", table.read_text() + routes)
+    nova.create_networks(dataclasses.replace(cfg, FIXED_RANGE=fixed))
+    asked = network.create_subnet_pool.call_args.kwargs
+    assert (asked["prefixes"], asked["is_default"], asked["is_shared"]) == ([pool], True, True)
+    public = network.create_network.call_args_list[0].kwargs
+    assert (public["name"], public["is_default"], public["is_router_external"]) == ("public", True, True)
 
 
 def test_ping_and_ssh_come_in_over_both(cfg: nova.Settings, network: MagicMock) -> None:

@@ -18,7 +18,7 @@ PROGRAMS = {  # package: its files that go into the root disk
     "e2fsprogs": ["usr/sbin/resize2fs"],
 }
 BOOT_MODULES = ["virtio_pci", "virtio_blk", "ext4", "virtio_net", "virtio_rng", "button", "evdev"]
-DRIVE_MODULES = ["ata_piix", "virtio_scsi", "ahci", "sr_mod", "isofs", "vfat", "nls_ascii", "nls_cp437", "nls_utf8"]
+DRIVE_MODULES = ["ata_piix", "virtio_scsi", "ahci", "sr_mod", "isofs", "vfat", "nls_ascii", "nls_cp437", "nls_utf8", "8021q"]
 INIT_APPLETS = ["sh", "mount", "insmod", "cat", "sleep", "dd", "switch_root"]
 SIGNED = b"~Module signature appended~\n"
 DISK_SIZE = "32M"

@@ -323,7 +323,7 @@ def test_there_is_no_admins_token(cloud: Machine) -> None:
 
 def test_an_instance_reaches_the_apis_and_nothing_else_of_the_cloud(cloud: Machine, inner: str) -> None:
     ports = sorted({port for _, _, port in listening()} | {3306, 6640, 6641, 6642, 16509, 16514, 4369, 5672})
-    gateway = cloud.shell("openstack subnet show public -f value -c gateway_ip")
+    gateway = cloud.shell("openstack subnet show public-subnet -f value -c gateway_ip")
     reached = {}
     for address in (cloud.host_ip(), gateway):
         line = f"for p in {' '.join(map(str, ports))}; do nc -w 2 {address} $p </dev/null >/dev/null 2>&1 && echo $p; done; true"
