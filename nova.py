@@ -268,7 +268,8 @@ class Settings:
     LDAP_URL: str          = setting("",           "a directory that is there already: ldap://HOST[:PORT] or ldaps://...")
     LDAP_TREE: str         = setting("dc=nova,dc=sh", "what users are below in the directory")
     LDAP_PASSWORD: str     = secret("password of cn=admin,LDAP_TREE")
-    DEMO_PASSWORD: str     = secret("password of the directory's user demo")
+    DEMO_PASSWORD: str     = secret("password of demo, alt_demo, the readers, and the directory's user demo")
+    QUOTAS: bool           = setting(False,        "1: upstream's default quotas; 0: instances, cores and memory without limit")
     USE_KSM: bool          = setting(True,         "1: where the kernel can, it keeps equal pages of the cloud's memory once")
 
     @property
@@ -339,6 +340,7 @@ FOLDERS = (
     ("state/conf",              ROOT),  # root's own shells run what is in it
     ("state/conf/domains",      USER),
     ("state/conf/swift",        USER),
+    ("state/bin",               ROOT),
     ("state/locks",             USER),
     ("state/nova",              USER),
     ("state/keystone/fernet",   USER),
@@ -438,6 +440,7 @@ CONFIG_FILES = (
     ("conf/opendj.tmpl",           CONF / "opendj",               0o600, ROOT),
     ("conf/demorc.tmpl",           HOME / "demorc",               0o600, "caller"),
     ("novarc.tmpl",                HOME / "novarc",               0o600, "caller"),
+    ("conf/openstack.tmpl",        STATE / "bin/openstack",       0o755, ROOT),
     ("conf/clouds.yaml.tmpl",      HOME / "clouds.yaml",          0o600, "caller"),
 )
 
@@ -523,6 +526,7 @@ DATABASE_URLS = {
     False: dict(DATABASE=f"sqlite:///{STATE}/databases/sqlite", QUERY="plugin=immediate&timeout=60",
                 CELL=f"sqlite:///{STATE}/databases/sqlite"),
 }
+GLANCE_MANAGE = "$CONF/fork any glance-manage --config-file $CONF/glance-api.conf"
 # database, and the commands that fill it; these run beside those of the other rows
 DATABASES = (
     (("nova_api", "nova_cell0", "nova_cell1"), (
@@ -534,7 +538,7 @@ DATABASES = (
         f"$CONF/fork nova nova-manage {NOVA_CONF} db sync")),
     (("keystone",),  ("$CONF/fork any keystone-manage --config-file $CONF/keystone.conf db_sync",
                       "$CONF/fork any keystone-manage --config-file $CONF/keystone.conf bootstrap")),
-    (("glance",),    ("$CONF/fork any glance-manage --config-file $CONF/glance-api.conf db_sync",)),
+    (("glance",),    (f"{GLANCE_MANAGE} db_sync", f"{GLANCE_MANAGE} db_load_metadefs $ENV/etc/glance/metadefs")),
     (("placement",), ("$CONF/fork any placement-manage --config-file $CONF/placement.conf db sync",)),
     (("neutron",),   ("$CONF/fork net neutron-db-manage --config-file $CONF/neutron.conf upgrade heads",)),
     (("cinder",),    ("cinder-manage --config-file $CONF/cinder.conf db sync",)),
@@ -552,6 +556,19 @@ ENDPOINTS = (
     ("ec2",       "ec2",       "http://$HOST_IP:8773/"),
 )
 
+
+# user,              where,        role: the accounts that clients' jobs expect, named as DevStack names them
+ACCOUNTS = (
+    ("demo",            "demo",     "member"),
+    ("demo_reader",     "demo",     "reader"),
+    ("alt_demo",        "alt_demo", "member"),
+    ("alt_demo_member", "alt_demo", "member"),
+    ("alt_demo_reader", "alt_demo", "reader"),
+    ("system_member",   "system",   "member"),
+    ("system_reader",   "system",   "reader"),
+    ("admin",           "demo",     "admin"),
+    ("admin",           "alt_demo", "admin"),
+)
 
 # what a cloud has, in which database and table, but for what is deleted; and which of them something is being done to
 THINGS = (
@@ -585,7 +602,17 @@ FLAVORS = (
     ("m1.medium", "3",  4096,  40, 2),
     ("m1.large",  "4",  8192,  80, 4),
     ("m1.xlarge", "5", 16384, 160, 8),
+    # what clients' jobs expect, named as DevStack names them
+    ("m1.nano",   "42",  192,   1, 1),
+    ("m1.micro",  "84",  256,   1, 1),
+    ("cirros256", "c1",  256,   1, 1),
+    ("ds512M",    "d1",  512,   5, 1),
+    ("ds1G",      "d2", 1024,  10, 1),
+    ("ds2G",      "d3", 2048,  10, 2),
+    ("ds4G",      "d4", 4096,  20, 4),
 )
+# setting of nova, its value with QUOTAS=1: upstream's default
+QUOTAS = (("INSTANCES", 10), ("CORES", 20), ("RAM", 51200))
 
 # image,            format, file,      properties (a part's name stands for its id)
 IMAGE_PARTS: tuple[tuple[str, str, str, dict[str, str]], ...] = (
@@ -655,7 +682,6 @@ ONLY_WITH: dict[str, set[object]] = {
                      "python3-ldap", "python3-pyasn1"},
     "DIRECTORY=slapd": {"state/ldap", "conf/slapd.conf.tmpl", "ldap"},
     "USE_OPENDJ":   {"conf/opendj.tmpl", "opendj"},
-    "NET_MAN=FlatManager": set(),
     "LIBVIRT_TYPE=lxc": set(),
 }
 # fmt: on
@@ -951,6 +977,8 @@ def values(cfg: Settings) -> dict[str, Any]:
     machine["INTERFACES"] = ", ".join(f'"{name}"' for name in netifaces.interfaces() if name not in BRIDGES)
     machine |= {"CONFIG_DRIVE": str(not MANAGERS[cfg.NET_MAN].dhcp), "VOLUMES_BACKEND": "lvm" if cfg.VOLUMES_LVM else "files"}
     machine |= {"DISKS": "raw", "TAPS": "false"} if cfg.LIBVIRT_TYPE == "lxc" else {"DISKS": "default", "TAPS": "true"}
+    machine |= {f"QUOTA_{name}": str(size if cfg.QUOTAS else -1) for name, size in QUOTAS}
+    machine["QUOTA_GIGABYTES"] = "1000" if cfg.QUOTAS else cfg.VOLUMES_SIZE
     machine["UNASKED"] = '"cpu-unavailable-features"' if cfg.LIBVIRT_TYPE == "qemu" else ""
     machine |= {"HAS_DIRECTORY": str(bool(cfg.DIRECTORY)), "CACHED": str(not cfg.DIRECTORY)}
     machine |= {"LDAP_NAME": cfg.LDAP_TREE.partition(",")[0].partition("=")[2], "REMEMBERED": "5" if cfg.DIRECTORY else "300"}
@@ -2369,8 +2397,8 @@ def write_config(cfg: Settings) -> None:
 
 
 WRITTEN_INTO_DATABASES = (
-    *("HOSTNAME", "HOST_IP", "ADMIN_PASSWORD", "SERVICE_PASSWORD", "EC2_ACCESS_KEY", "EC2_SECRET_KEY", "CELL"),
-    "VOLUMES_SIZE",  # cinder's quota
+    *("HOSTNAME", "HOST_IP", "ADMIN_PASSWORD", "SERVICE_PASSWORD", "DEMO_PASSWORD", "EC2_ACCESS_KEY", "EC2_SECRET_KEY", "CELL"),
+    "QUOTA_GIGABYTES",  # cinder keeps its default quotas there
 )
 
 
@@ -2378,7 +2406,8 @@ def make_databases(cfg: Settings) -> None:
     """Filled databases, made once and copied by every run: their content depends on what `key` is made of alone."""
     chosen = [values(cfg)[name] for name in WRITTEN_INTO_DATABASES]
     files = [digest(HERE / name) for name in ("uv.lock", "conf/map-host.py")]
-    parts = (files, migrations(), chosen, ask("mariadbd", "--version"), rows(cfg, DATABASES, ENDPOINTS), bool(cfg.DIRECTORY))
+    tables = rows(cfg, DATABASES, ENDPOINTS, ACCOUNTS)
+    parts = (files, migrations(), chosen, ask("mariadbd", "--version"), tables, bool(cfg.DIRECTORY))
     key = hashlib.sha256(repr(parts).encode()).hexdigest()
     make_once(kept_databases(cfg).with_suffix(".made-from"), key, lambda: fill_databases(cfg))
 
@@ -2409,6 +2438,7 @@ def fill_databases(cfg: Settings) -> None:
             in_parallel(*(functools.partial(fill_database, cfg, *row) for row in rows(cfg, DATABASES)))
             with started(cfg, SERVICES["keystone"]):
                 register_services(cfg)
+                create_accounts(cfg)
     move(place, kept)
 
 
@@ -2458,6 +2488,25 @@ def register_services(cfg: Settings) -> None:
     change(line, make)
     if cfg.DIRECTORY:
         create(cfg, "identity", "domain", "ldap")
+
+
+def create_accounts(cfg: Settings) -> None:
+    """ACCOUNTS, and the role by which swift lets its holder into every project's containers."""
+    default: dict[str, Any] = {"domain_id": "default"}
+    kinds = {name: find(cfg, "identity", "role", name) for name in ("admin", "member", "reader")}
+    places = {name: create(cfg, "identity", "project", name, **default) for name in ("demo", "alt_demo")}
+    users = {"admin": find(cfg, "identity", "user", "admin")}
+    for name, place, kind in ACCOUNTS:
+        if name not in users:
+            password = values(cfg)["DEMO_PASSWORD"]
+            users[name] = create(cfg, "identity", "user", name, password=password, **default)
+        if place == "system":
+            line = f"openstack role add --user {name} --system all {kind}"
+            api(cfg, line, "identity.assign_system_role_to_user", users[name], kinds[kind], "all")
+        else:
+            add_role(cfg, kinds[kind], places[place], "user", users[name])
+    if cfg.USE_SWIFT:
+        create(cfg, "identity", "role", "ResellerAdmin")
     cloud.cache_clear()  # its token names the catalog as it was
 
 

@@ -98,11 +98,20 @@ def test_no_database_is_made_twice_and_each_is_named_in_a_template() -> None:
     assert [name for name in names if not any(way.replace("NAME", name) in texts for way in ways)] == []
 
 
-def test_flavors_are_those_of_nova_sh() -> None:
-    assert [row[0] for row in nova.FLAVORS] == ["m1.tiny", "m1.small", "m1.medium", "m1.large", "m1.xlarge"]
-    assert [row[1] for row in nova.FLAVORS] == ["1", "2", "3", "4", "5"]
-    sizes = [row[2:] for row in nova.FLAVORS]
-    assert sizes == sorted(sizes)
+def test_flavors_are_those_of_nova_sh_and_then_those_that_clients_expect() -> None:
+    names = [row[0] for row in nova.FLAVORS]
+    assert names[:5] == ["m1.tiny", "m1.small", "m1.medium", "m1.large", "m1.xlarge"]
+    assert {"m1.nano", "m1.micro", "cirros256", "ds1G"} <= {*names[5:]}
+    assert [row[1] for row in nova.FLAVORS[:5]] == ["1", "2", "3", "4", "5"]
+    for rows in (nova.FLAVORS[:5], nova.FLAVORS[5:]):
+        sizes = [row[2:] for row in rows]
+        assert sizes == sorted(sizes)
+
+
+def test_accounts_have_roles_of_keystone_and_projects_of_their_own() -> None:
+    assert {role for _, _, role in nova.ACCOUNTS} <= {"admin", "member", "reader"}
+    assert {place for _, place, _ in nova.ACCOUNTS} == {"demo", "alt_demo", "system"}
+    assert {("demo", "demo", "member"), ("alt_demo", "alt_demo", "member")} <= {*nova.ACCOUNTS}
 
 
 def test_an_image_names_only_parts_that_stand_above_it() -> None:

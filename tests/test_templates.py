@@ -24,7 +24,7 @@ INI = [
     for t in TEMPLATES
     if re.search(r"(nova(-db)?|keystone|glance-api|placement|neutron|cinder|ec2api|swift(-\w+)?)\.conf|my\.cnf|\.ini", t)
 ]
-SHELL = ["novarc.tmpl", "conf/window.tmpl", "conf/test.tmpl"]
+SHELL = ["novarc.tmpl", "conf/window.tmpl", "conf/test.tmpl", "conf/openstack.tmpl"]
 ANYWHERE = r"0\.0\.0\.0|\[::\]|=\s*::|listen\w*\s*=\s*\*"
 
 
@@ -216,10 +216,10 @@ def test_a_file_for_the_shell_is_valid_bash(template: str, made: nova.Settings, 
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def sourced(path: Path, bash: str, env: str, cwd: Path) -> dict[str, str]:
-    """The environment after sourcing a file."""
+def sourced(path: Path, bash: str, env: str, cwd: Path, before: dict[str, str] | None = None) -> dict[str, str]:
+    """The environment after sourcing a file in a shell that has `before` in its own."""
     line = f'PATH=/a/path:/usr/bin:/bin; set -eu; . "$1"; exec {env} -0'
-    said = subprocess.run([bash, "-c", line, "-", path], capture_output=True, text=True, check=True, cwd=cwd, env={})
+    said = subprocess.run([bash, "-c", line, "-", path], capture_output=True, text=True, check=True, cwd=cwd, env=before or {})
     return dict(pair.split("=", 1) for pair in said.stdout.split("\0")[:-1])
 
 
@@ -236,8 +236,17 @@ def test_novarc_sets_todays_names_and_nova_shs(made: nova.Settings, real: Callab
     assert found["OS_AUTH_URL"] == "http://192.0.2.10:5000/v3"
     assert (found["OS_USERNAME"], found["OS_PASSWORD"]) == ("admin", "the-admin-password")
     assert found["PATH"].startswith("/a/path:")  # the machine's own commands come first
-    assert found["PATH"].endswith(f":{made.DIR}/state/env/bin")  # from wherever it is sourced
-    assert found["no_proxy"] == "192.0.2.10,"
+    assert found["PATH"].endswith(f":{made.DIR}/state/bin:{made.DIR}/state/env/bin")  # from wherever it is sourced
+    assert found["no_proxy"] == found["NO_PROXY"] == "192.0.2.10,"
+    assert found["OS_CLIENT_CONFIG_FILE"] == f"{made.DIR}/clouds.yaml"
+
+
+def test_novarc_leaves_nothing_of_another_cloud(made: nova.Settings, real: Callable[[str], str], tmp_path: Path) -> None:
+    other = {"OS_CLOUD": "other", "OS_PROJECT_ID": "1234", "OS_AUTH_TYPE": "v3token", "OS_CACERT": "/a.pem", "ST_KEY": "k"}
+    proxy = {"NO_PROXY": "example.org"}
+    found = sourced(nova.HOME / "novarc", real("bash"), real("env"), tmp_path, {**other, **proxy})
+    assert not {*other} & {*found}
+    assert found["no_proxy"] == found["NO_PROXY"] == "192.0.2.10,example.org"
 
 
 def test_a_windows_path_begins_with_the_clouds_own_programs(
@@ -246,6 +255,16 @@ def test_a_windows_path_begins_with_the_clouds_own_programs(
     found = sourced(nova.CONF / "window", real("bash"), real("env"), tmp_path)
     assert found["PATH"].split(":")[:2] == [str(nova.ENV / "bin"), str(nova.CONF)]
     assert found["PWD"] == str(nova.STATE)
+
+
+def test_clouds_yaml_has_the_names_that_jobs_expect(made: nova.Settings) -> None:
+    clouds = yaml.safe_load((nova.HOME / "clouds.yaml").read_text())["clouds"]
+    assert {"nova", "devstack", "devstack-admin", "devstack-alt", "devstack-system-admin"} <= {*clouds}
+    users = {("admin", "admin", "admin"), ("admin", "system", "admin"), *nova.ACCOUNTS}  # the first two are keystone's own
+    known = {(user, place) for user, place, _ in users}
+    auths = [cloud["auth"] for cloud in clouds.values()]
+    assert {(auth["username"], auth.get("project_name", "system")) for auth in auths} <= known
+    assert {auth.get("system_scope", "all") for auth in auths} == {"all"}
 
 
 def test_clouds_yaml_says_what_novarc_says(made: nova.Settings) -> None:

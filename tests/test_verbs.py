@@ -49,6 +49,7 @@ def installable(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
     ready = lambda place: ("keystone.wsgi" if ":5000" in place else "mariadbd") in machine.transcript()
     monkeypatch.setattr(nova, "answers", ready)
     monkeypatch.setattr(nova, "register_services", lambda cfg: machine.fake("registered") or nova.do("registered"))
+    monkeypatch.setattr(nova, "create_accounts", lambda cfg: None)
     nova.MACHINE.mkdir(parents=True)
     machine.put("/srv/packages", "screen\n")
     machine.put("/usr/lib/python3/dist-packages/libvirt.py")
