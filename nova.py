@@ -257,7 +257,7 @@ class Settings:
     FLAT_INTERFACE: str    = setting("",           "spare interface that joins the bridge br100")
     VOLUMES_SIZE: str      = setting("0",          "GiB for volumes; 0: no volumes")
     CONSOLES: bool         = setting(False,        "1: instances' consoles in the browser and by websocket")
-    IMAGE: str             = setting("",           "path or URL of an image (qcow2 or raw) to add")
+    IMAGE: str             = setting("",           "path or URL of an image (qcow2 or raw) to add; debian: one built here")
     TEST: str              = setting("0",          "1: run a part of nova's unit tests first; all: all of them", "0", "1", "all")
     USE_IPV6: bool         = setting(False,        "1: IPv6 beside IPv4")
     USE_SWIFT: bool        = setting(False,        "1: object storage: swift, with S3 on port 3333")
@@ -294,6 +294,7 @@ IMPOSSIBLE = (
     ("LIBVIRT_TYPE=lxc", "CONSOLES",            "CONSOLES=1 has nothing to show: a container has neither VNC nor a serial port"),
     ("LIBVIRT_TYPE=lxc", "VOLUMES_SIZE",        "no VOLUMES_SIZE: nova attaches volumes by a bus that libvirt's containers lack"),
     ("LIBVIRT_TYPE=lxc", "NET_MAN=FlatManager", "NET_MAN=FlatManager puts addresses on config drives; containers get none"),
+    ("LIBVIRT_TYPE=lxc", "IMAGE=debian",        "no IMAGE=debian: it boots as a machine, with its own kernel"),
     ("USE_EC2",          "VOLUMES_SIZE=0",      "ec2-api asks for volumes whatever it tells of; set VOLUMES_SIZE, in GiB"),
     ("USE_OPENDJ",       "USE_LDAP",            "with USE_LDAP=1 there would be two directories; choose one"),
 )
@@ -614,17 +615,27 @@ FLAVORS = (
 # setting of nova, its value with QUOTAS=1: upstream's default
 QUOTAS = (("INSTANCES", 10), ("CORES", 20), ("RAM", 51200))
 
-# image,            format, file,      properties (a part's name stands for its id)
-IMAGE_PARTS: tuple[tuple[str, str, str, dict[str, str]], ...] = (
-    ("ami-tty-kernel",  "aki", "vmlinuz",  {}),
-    ("ami-tty-ramdisk", "ari", "initrd",   {}),
-    ("ami-tty",         "ami", "root.img", {"kernel_id": "ami-tty-kernel", "ramdisk_id": "ami-tty-ramdisk", "os_command_line":
-                                            "root=/dev/vda console=tty1 console=ttyS0 quiet no_timer_check"
-                                            # what takes an emulated processor more than a second of the four that it boots
-                                            " mitigations=off cryptomgr.notests nokaslr lsm="
-                                            " initcall_blacklist=init_kprobe_trace",
-                                            # pc computes its interrupts anew for each device; q35's SATA is none of Debian 12's
-                                            "hw_machine_type": "q35", "hw_cdrom_bus": "scsi", "hw_scsi_model": "virtio-scsi"}),
+# pc computes its interrupts anew for each device; q35's SATA is none of Debian 12's
+HARDWARE = {"hw_machine_type": "q35", "hw_cdrom_bus": "scsi", "hw_scsi_model": "virtio-scsi"}
+# what takes an emulated processor more than a second of the four that ami-tty boots
+QUICK = "no_timer_check mitigations=off cryptomgr.notests nokaslr lsm= initcall_blacklist=init_kprobe_trace"
+# image,            format,  file,                properties (a part's name stands for its id)
+IMAGE_PARTS: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
+    ("ami-tty-kernel",  "aki",   "vmlinuz",           {}),
+    ("ami-tty-ramdisk", "ari",   "initrd",            {}),
+    ("ami-tty",         "ami",   "root.img",          {"kernel_id": "ami-tty-kernel", "ramdisk_id": "ami-tty-ramdisk",
+                         "os_command_line": f"root=/dev/vda console=tty1 console=ttyS0 quiet {QUICK}", **HARDWARE}),
+    ("debian-kernel",   "aki",   "debian/vmlinuz",    {}),
+    ("debian-ramdisk",  "ari",   "debian/initrd",     {}),
+    ("debian",          "qcow2", "debian/root.qcow2", {"kernel_id": "debian-kernel", "ramdisk_id": "debian-ramdisk",
+                         "os_command_line": f"root=LABEL=debian console=tty1 console=ttyS0 quiet {QUICK}", **HARDWARE,
+                         "min_disk": 1, "min_ram": 256}),
+)
+
+# image,     what builds it,              folder of its parts
+BUILDERS = (
+    ("ami-tty", "conf/ami-tty/build.py",    "images"),
+    ("debian",  "conf/debian/bootstrap.py", "images/debian"),
 )
 
 # what status lists,    of which API,    the client's call,       its options,           columns, and what the client calls them
@@ -682,6 +693,7 @@ ONLY_WITH: dict[str, set[object]] = {
                      "python3-ldap", "python3-pyasn1"},
     "DIRECTORY=slapd": {"state/ldap", "conf/slapd.conf.tmpl", "ldap"},
     "USE_OPENDJ":   {"conf/opendj.tmpl", "opendj"},
+    "IMAGE=debian": {"debian-kernel", "debian-ramdisk", "debian"},
     "LIBVIRT_TYPE=lxc": set(),
 }
 # fmt: on
@@ -1702,7 +1714,7 @@ def check_image(cfg: Settings) -> None:
     if url.scheme and not (url.scheme in ("http", "https") and url.hostname and not url.password and url.path.strip("/")):
         raise Failure(f"IMAGE={shown}: it can be a path, or the URL of a file by http or https, without a password", code=2)
     refuse_if(not re.fullmatch("(sha256=[0-9a-fA-F]{64})?", url.fragment), f"IMAGE={shown}: after # it can say sha256=HEX")
-    if cfg.IMAGE and not url.scheme:
+    if cfg.IMAGE and not url.scheme and not asked_for(cfg, "IMAGE=debian"):
         image_format(Path(cfg.IMAGE))
 
 
@@ -2141,7 +2153,8 @@ def install(cfg: Settings, for_a_new_one: bool = False) -> None:
     use_elsewhere(cfg)
     make_folders(cfg)
     write_config(cfg)
-    in_parallel(lambda: make_databases(cfg), make_image, lambda: unpack_novnc(cfg), lambda: fetch_image(cfg))
+    images = (functools.partial(make_image, *row) for row in rows(cfg, BUILDERS))
+    in_parallel(lambda: make_databases(cfg), *images, lambda: unpack_novnc(cfg), lambda: fetch_image(cfg))
 
 
 APT_CONFIG = STATE / "cache/apt/conf"
@@ -2530,20 +2543,22 @@ def fill_database(cfg: Settings, names: tuple[str, ...], commands: tuple[str, ..
         do(ENV / "bin" / program, *arguments, user=USER, env=env, cwd=STATE)
 
 
-def make_image() -> None:
-    """The three parts of ami-tty, from the distribution's packages."""
-    sources, apt = HERE / "conf/ami-tty", {"APT_CONFIG": str(APT_CONFIG)}
+def make_image(name: str, builder: str, folder: str) -> None:
+    """The three parts of an image (BUILDERS), from the distribution's packages."""
+    program, place, apt = HERE / builder, HOME / folder, {"APT_CONFIG": str(APT_CONFIG)}
 
     def build() -> None:
-        with step("Build the image ami-tty"):
-            do(sys.executable, sources / "build.py", HOME / "images", distribution()["kernel"], env=apt, hint=NETWORK)
+        with step(f"Build the image {name}"):
+            do(sys.executable, program, place, distribution()["kernel"], env=apt, hint=NETWORK)
 
-    key = "".join(digest(path) for path in sorted(sources.iterdir()) if path.is_file())
-    make_once(HOME / "images/made-from", key, build)
+    key = "".join(digest(path) for path in sorted(program.parent.rglob("*")) if path.is_file())
+    make_once(place / "made-from", key + platform.freedesktop_os_release()["VERSION_ID"], build)
 
 
 def image_file(cfg: Settings) -> Path:
     """Where the bytes of IMAGE are: a URL's in our cache, a path's where our caller sees it (libvirt's are our own)."""
+    if asked_for(cfg, "IMAGE=debian"):
+        return HOME / "images/debian/root.qcow2"
     if "://" in cfg.IMAGE:
         return STATE / f"cache/image-{hashlib.sha256(cfg.IMAGE.encode()).hexdigest()[:16]}"
     return Path(f"{CALLER}/root{Path(cfg.IMAGE).absolute()}")
@@ -3148,16 +3163,17 @@ def create_projects(cfg: Settings) -> None:
 
 
 def upload_image(cfg: Settings) -> None:
-    """Register ami-tty: kernel, ramdisk, root disk; and IMAGE under its file's name."""
+    """Register ami-tty and debian: kernel, ramdisk, root disk; and IMAGE under its file's name."""
     with step("Upload the image"):
         ids, is_machine = dict[str, str](), cfg.LIBVIRT_TYPE != "lxc"  # of a container no hardware can be asked
-        for name, form, file, properties in IMAGE_PARTS:
+        for name, form, file, properties in rows(cfg, IMAGE_PARTS):
             known = {key: ids.get(value, value) for key, value in properties.items() if is_machine or not key.startswith("hw_")}
             path = HOME / "images" / file
             with contextlib.nullcontext(Unmade(str(path))) if DRY_RUN else open(path, "rb") as data:
-                part = dict(disk_format=form, container_format=form, visibility="public", data=data, **known)
+                around = form if form.startswith("a") else "bare"  # Amazon's three formats are containers as well
+                part = dict(disk_format=form, container_format=around, visibility="public", data=data, **known)
                 ids[name] = create(cfg, "image", "image", name, **part).id
-    if cfg.IMAGE:
+    if cfg.IMAGE and not asked_for(cfg, "IMAGE=debian"):
         path, called = image_file(cfg), Path(urllib.parse.urlsplit(cfg.IMAGE).path).stem
         kind, size = ("FORMAT", 0) if DRY_RUN else image_format(path)
         with step(f"Upload the image {called} ({kind}, a disk of {size / 2**30:.1f} GiB)"), open(path, "rb") as image:

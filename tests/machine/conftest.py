@@ -250,6 +250,7 @@ CLOUDS: dict[str, dict[str, str]] = {
     | {"USE_LDAP": "1", "LDAP_URL": "ldap://127.0.0.1:{ldap_port}", "LDAP_TREE": "dc=test,dc=sh"}
     | {"LDAP_PASSWORD": "the-managers-own", "DEMO_PASSWORD": "the-demos-own"},
     "lxc": {"LIBVIRT_TYPE": "lxc"},
+    "debian": {"IMAGE": "debian", "VOLUMES_SIZE": "5", "USE_IPV6": "1"},
 }
 
 
@@ -262,7 +263,7 @@ def on(name: str) -> pytest.MarkDecorator:
 def cloud(machine: Machine, wires: None, request: pytest.FixtureRequest) -> Iterator[Machine]:
     """A cloud made with one row of CLOUDS, and the keypair `mine` in it; taken down to nothing when the next one comes."""
     before, chosen = machine.traces(), CLOUDS[request.param]
-    if "IMAGE" in chosen:
+    if "{" in chosen.get("IMAGE", ""):
         places = {"folder": str(machine.folder), **request.getfixturevalue("served_image")}
         places |= request.getfixturevalue("directory_389")
         chosen = {name: value.format(**places) for name, value in chosen.items()}
