@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """IMAGE=debian: what the word means to nova.py, and the parts of conf/debian/bootstrap.py that need no network."""
 
+import gzip
 import importlib.util
 import os
 import subprocess
@@ -99,6 +100,11 @@ def test_debians_sources_are_taken_as_apt_has_them(monkeypatch: pytest.MonkeyPat
 def test_a_machine_without_debians_sources_is_told_so() -> None:
     with pytest.raises(SystemExit, match="no source of Debian's packages"):
         bootstrap.sources_list([bootstrap.Source("Ubuntu", "http://mirror/ubuntu/", "noble", "main", "")])
+
+
+@pytest.mark.parametrize("before", [b"", b"070701...modules...TRAILER!!!" + bytes(400)], ids=["Debian 12", "Debian 13"])
+def test_the_initramfs_is_not_compressed(before: bytes) -> None:
+    assert bootstrap.unpacked(before + gzip.compress(b"070701...TRAILER!!!\0")) == before + b"070701...TRAILER!!!\0"
 
 
 def test_the_machines_ways_do_not_stay_in_the_image(tmp_path: Path, real: Callable[[str], str]) -> None:

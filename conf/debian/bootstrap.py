@@ -86,6 +86,15 @@ def bootstrap(tree: Path, work: Path, kernel: str) -> None:
     subprocess.run(argv, check=True, env=env)
 
 
+def unpacked(initramfs: bytes) -> bytes:
+    """An initramfs without compression: QEMU loads more bytes sooner than an emulated processor unpacks them.
+
+    Debian 13 puts an archive of the modules, which are compressed by themselves, before the compressed one.
+    """
+    compressed = initramfs.rpartition(b"TRAILER!!!")[2].lstrip(b"\0")
+    return initramfs.removesuffix(compressed) + gzip.decompress(compressed)
+
+
 def build_disk(tree: Path, work: Path, image: Path) -> None:
     """A file system without partitions, as qcow2."""
     disk = str(work / "root.img")
@@ -102,8 +111,7 @@ def main(out: Path, kernel: str) -> None:
         bootstrap(tree, work, kernel)
         boot = tree / "boot"
         shutil.copyfile(next(boot.glob("vmlinuz-*")), out / "vmlinuz")
-        # uncompressed: QEMU loads more bytes sooner than an emulated processor unpacks them
-        (out / "initrd").write_bytes(gzip.decompress(next(boot.glob("initrd.img-*")).read_bytes()))
+        (out / "initrd").write_bytes(unpacked(next(boot.glob("initrd.img-*")).read_bytes()))
         build_disk(tree, work, out / "root.qcow2")
 
 
