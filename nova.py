@@ -312,6 +312,8 @@ CHOICES = {row.name: row.metadata["choices"] for row in fields(Settings) if row.
 USER       = "nova-py"       # owns every process that does not need root
 PRIVSEP    = "nova-py:nova-py-root"  # the same, in the group that may ask for it: conf/sudoers.tmpl, and libvirt's socket
 GUEST_USER = "libvirt-qemu"  # owns the instances' QEMUs; libvirt does not start where nobody has this name
+# For what reads and writes volumes: libvirt gives their files to guests, and those below a snapshot it does not take back.
+DISKS      = f"{PRIVSEP},{GUEST_USER}"
 ROOT       = "root"          # for what wires networks and starts instances
 
 # The cloud's folder as its processes see it (private_mounts): short enough for sockets, the same wherever DIR is.
@@ -505,11 +507,11 @@ WORKERS = (
     Service("network-meta", PRIVSEP, "fork net neutron-ovn-metadata-agent --config-file $CONF/neutron.conf"),
     Service("network-ovn",  USER, "fork net alone neutron-ovn-maintenance-worker --config-file $CONF/neutron.conf"),
     Service("volume-sched", USER, "cinder-scheduler --config-file $CONF/cinder.conf", "amqp:cinder-scheduler"),
-    Service("volume",       PRIVSEP, "cinder-volume --config-file $CONF/cinder.conf"),
+    Service("volume",       DISKS, "cinder-volume --config-file $CONF/cinder.conf"),
 )
 # Last: when it starts, it asks the conductor, and waits ten seconds where there is none yet.
 COMPUTE = (
-    Service("compute",      PRIVSEP, "fork nova nova-compute --config-file $CONF/nova.conf", "amqp:compute.$HOSTNAME"),
+    Service("compute",      DISKS, "fork nova nova-compute --config-file $CONF/nova.conf", "amqp:compute.$HOSTNAME"),
 )
 OPENSTACK = CONTROL + WORKERS + COMPUTE
 # When all have the memory that they need.

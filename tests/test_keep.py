@@ -160,14 +160,21 @@ def test_the_command_reads_what_is_typed(keep: Keep, tmp_path: Path) -> None:
     eventually(lambda: (tmp_path / "got").read_text() == "got typed\n")
 
 
-def test_another_user_is_entered_by_setpriv(keep: Keep, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "user, options",
+    [
+        ("nova-py", "--reuid=nova-py --regid=nova-py --groups=nova-py"),
+        ("nova-py:root-too,disks", "--reuid=nova-py --regid=root-too --groups=root-too,disks"),
+    ],
+)
+def test_another_user_is_entered_by_setpriv(keep: Keep, tmp_path: Path, user: str, options: str) -> None:
     setpriv = tmp_path / "bin/setpriv"
     (tmp_path / "bin").mkdir(exist_ok=True)
     setpriv.write_text(f'#!/bin/sh\necho "$@" >{tmp_path}/who\nexec /bin/sleep 60\n')
     setpriv.chmod(0o755)
-    process = keep("exit 0", user="nova-py")
+    process = keep("exit 0", user=user)
     eventually(lambda: (tmp_path / "who").exists() and (tmp_path / "who").read_text())
-    who = "--pdeathsig=TERM --reuid=nova-py --regid=nova-py --groups=nova-py /bin/bash -c"
+    who = f"--pdeathsig=TERM {options} /bin/bash -c"
     assert (tmp_path / "who").read_text().startswith(who)
     process.terminate()
     ends(process)

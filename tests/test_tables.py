@@ -19,7 +19,7 @@ PROJECT = tomllib.loads((HERE / "pyproject.toml").read_text())
 PACKAGES = tomllib.loads((HERE / "conf/packages.toml").read_text())
 SERVICES = list(nova.SERVICES.values())
 BIND = r"^(?:bind_ip|ec2api_listen) = (\S+)\n(?:bind|ec2api_listen)_port = (\d+)$"
-USERS = {nova.USER, nova.PRIVSEP, nova.GUEST_USER, nova.ROOT}
+USERS = {nova.USER, nova.PRIVSEP, nova.DISKS, nova.GUEST_USER, nova.ROOT}
 
 
 @pytest.fixture
