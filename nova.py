@@ -350,6 +350,7 @@ FOLDERS = (
     ("state/keystone/credential", USER),
     ("state/glance/images",     USER),
     ("state/glance/staging",    USER),
+    ("state/glance/tasks",      USER),
     ("state/neutron",           USER),
     ("state/mysql",             USER),
     ("state/databases",         USER),
@@ -484,10 +485,11 @@ SERVERS = (
     Service("objects",      USER, "python $CONF/swift_store.py $CONF/swift-store.conf -v", "127.0.0.1:$SWIFT_PORT"),
 )
 # OpenStack's own. ovn-controller (23.03) crashes where the bridges are not there yet, so it is here; keystone comes
-# first of the others, because they all ask it who is asking.
+# first of the others, because they all ask it who is asking. It has one thread, because its middleware (30.0.0) keeps a
+# request's token where all threads look (AuthContextMiddleware.token): one request was judged by another one's token.
 CONTROL = (
     Service("ovn",          ROOT, "ovn-controller $OVSDB"),
-    Service("keystone",     USER, f"fork any {API} $HOST_IP:5000 -w keystone.wsgi.api", "http://$HOST_IP:5000/v3"),
+    Service("keystone",     USER, f"fork any {API} $HOST_IP:5000 --threads 1 -w keystone.wsgi.api", "http://$HOST_IP:5000/v3"),
     Service("placement",    USER, f"fork any {API} $HOST_IP:8778 -w placement.wsgi.api", "http://$HOST_IP:8778/"),
     Service("network",      USER, f"fork net {API} $HOST_IP:9696 -w neutron.wsgi.api", "http://$HOST_IP:9696/"),
     Service("api",          USER, f"fork nova {API} $HOST_IP:8774 --http-socket 127.0.0.1:8775 --wsgi-file $CONF/nova_apis.py",

@@ -16,16 +16,28 @@ pytestmark = [on("vlan"), pytest.mark.slow]
 # Runs the lines of its standard input one after the other in one process, because each call of `openstack` imports for a
 # second, and prints for each of them, as JSON: the line, its exit code, what it said.
 DRIVER = """
-import contextlib, io, json, shlex, sys
+import contextlib, io, json, shlex, sys, time
 from openstackclient import shell
-for line in sys.stdin.read().splitlines():
+
+def run(words):
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         try:
-            code = shell.OpenStackShell().run(shlex.split(line))
+            return shell.OpenStackShell().run(words), said.getvalue()
         except SystemExit as end:
-            code = end.code
-    print(json.dumps([line, code, said.getvalue()]), flush=True)
+            return end.code, said.getvalue()
+
+def wait(status, noun, name):
+    deadline = time.monotonic() + 180
+    while (last := run([noun, "show", name, "-f", "value", "-c", "status"])) != (0, f"{status}\\n"):
+        if time.monotonic() > deadline:
+            return 1, f"{name} is {last}, not {status}"
+        time.sleep(0.5)
+    return last
+
+for line in sys.stdin.read().splitlines():
+    first, *words = shlex.split(line)
+    print(json.dumps([line, *(wait(*words) if first == "until" else run([first, *words]))]), flush=True)
 """
 
 
