@@ -54,8 +54,6 @@ KINDS = {
     "net": ("neutron.conf", (
         "neutron.server", "neutron.cmd.agents.ovn_metadata", "neutron.plugins.ml2.plugin", "neutron.services.ovn_l3.plugin",
         "neutron.plugins.ml2.drivers.ovn.mech_driver.mech_driver", "neutron.pecan_wsgi.app", "novaclient.v2.client",
-        "neutron.services.trunk.plugin", "neutron.services.qos.qos_plugin", "neutron.services.portforwarding.pf_plugin",
-        "neutron.services.segments.plugin", "neutron.services.logapi.logging_plugin",
     )),
 }
 # fmt: on
