@@ -632,8 +632,9 @@ IMAGE_PARTS: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
     ("debian-kernel",   "aki",   "debian/vmlinuz",    {}),
     ("debian-ramdisk",  "ari",   "debian/initrd",     {}),
     ("debian",          "qcow2", "debian/root.qcow2", {"kernel_id": "debian-kernel", "ramdisk_id": "debian-ramdisk",
-                         "os_command_line": f"root=LABEL=debian console=tty1 console=ttyS0 quiet {QUICK}", **HARDWARE,
-                         "min_disk": 1, "min_ram": 256}),
+                         "os_command_line": f"root=LABEL=debian console=tty1 console=ttyS0 quiet {QUICK}"
+                                            " systemd.service_watchdogs=no",  # it may be slow, and is well all the same
+                         **HARDWARE, "min_disk": 1, "min_ram": 256}),
 )
 
 # image,     what builds it,              folder of its parts
