@@ -3108,8 +3108,18 @@ def create_networks(cfg: Settings) -> None:
             api(cfg, line, "network.add_interface_to_router", router, subnet_id=subnet.id)
         part = dict(prefixes=[pool_range(cfg)], default_prefix_length=26, is_shared=True, is_default=True)
         create(cfg, "network", "subnet_pool", "shared-default-subnetpool-v4", **part)
+        share_private(cfg, private)
         route_private(cfg)
         allow_ping_and_ssh(cfg)
+
+
+def share_private(cfg: Settings, private: Any) -> None:
+    """Let the project demo use `private`, which is the admin's, as DevStack's demo uses its own."""
+    if not MANAGERS[cfg.NET_MAN].private.get("is_shared"):
+        demo = find(cfg, "identity", "project", "demo")
+        line = "openstack network rbac create --type network --action access_as_shared --target-project demo private"
+        whose = dict(object_type="network", object_id=private.id, action="access_as_shared", target_project_id=demo.id)
+        api(cfg, line, "network.create_rbac_policy", **whose)
 
 
 def pool_range(cfg: Settings) -> str:

@@ -82,7 +82,7 @@ import openstack
 cloud = openstack.connect(cloud="devstack")
 image, flavor = cloud.get_image("ami-tty"), cloud.get_flavor("m1.nano")
 server = cloud.create_server("sdk", image=image, flavor=flavor, network="private", wait=True, auto_ip=True, timeout=300)
-print(server.status, server.public_v4)
+print(server.status, cloud.get_server(server.id).public_v4)
 volume = cloud.create_volume(1, name="sdk", wait=True)
 cloud.attach_volume(server, volume, wait=True)
 cloud.detach_volume(server, volume, wait=True)
