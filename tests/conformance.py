@@ -26,6 +26,7 @@ import importlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -78,6 +79,13 @@ FIXED: dict[str, dict[str, Any]] = {
         "change_password": False,  # needs a QEMU guest agent in the image, as on DevStack
         "personality": False,  # nova dropped injection into disks from its defaults; as on DevStack
     },
+    # conf/keystone.conf.tmpl; 1: no password is remembered
+    "identity": {
+        "user_lockout_failure_attempts": 6,
+        "user_lockout_duration": 30,
+        "user_unique_last_password_count": 1,
+    },
+    "identity-feature-enabled": {"security_compliance": True},
     "network-feature-enabled": {
         "ipv6_subnet_attributes": True,
         "port_admin_state_change": True,
@@ -430,8 +438,14 @@ def stestr(results: Path, *arguments: str) -> subprocess.Popen[bytes]:
     command = [str(Path(sys.executable).parent / "stestr"), *arguments]
     environment = {**kept, **own, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     log = (results / "stestr.log").open("ab")
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=results, env=environment, stdout=pipe, stderr=log)
+    return subprocess.Popen(
+        command,
+        cwd=results,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        start_new_session=True,
+    )
 
 
 def chosen(results: Path, expected: Mapping[str, Any], options: argparse.Namespace) -> list[str]:
@@ -451,8 +465,12 @@ def run_tests(results: Path, names: list[str], each: Callable[[Outcome], None]) 
     (results / "names").write_text("\n".join(names) + "\n")
     command = ("run", "--subunit", "--concurrency", str(WORKERS), "--load-list", "names")
     running = stestr(results, *command)
-    with (results / "subunit").open("wb") as kept:
-        read_stream(running.stdout, each, kept)
+    try:
+        with (results / "subunit").open("wb") as kept:
+            read_stream(running.stdout, each, kept)
+    except KeyboardInterrupt:  # its workers would go on
+        os.killpg(running.pid, signal.SIGTERM)
+        raise
     running.wait()
 
 
@@ -629,6 +647,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--list", action="store_true")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     results = RESULTS / f"{datetime.datetime.now():%Y%m%d-%H%M%S}"
     results.mkdir(parents=True, mode=0o700)
     with a_cloud(options.dir) as cloud:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Those of Tempest's smoke tests that conformance.toml names for every run; the whole suite: tests/run --conformance."""
+"""Those of Tempest's tests that conformance.toml names for every run."""
 
 import subprocess
 
