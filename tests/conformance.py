@@ -46,7 +46,7 @@ EXPECTED = HERE / "tests/conformance.toml"
 RESULTS = HERE / ".conformance"
 TEMPEST = Path(sys.prefix, "lib", f"python3.{sys.version_info.minor}", "site-packages")
 WORKERS = 2
-WEB = ("127.0.0.80", 80)  # glance fetches images from the ports 80 and 443 alone
+WEB_PORT = 80  # glance fetches images from the ports 80 and 443 alone, and never from loopback
 
 # The cloud that has what Tempest covers; whoever calls may set more, or something else.
 SETTINGS = {"VOLUMES_SIZE": "20", "CONSOLES": "1", "USE_SWIFT": "1"}
@@ -395,9 +395,11 @@ def served(cloud: Cloud, results: Path) -> Iterator[Sections]:
     source, copy = str(cloud.folder / "images/root.img"), str(web / "image.qcow2")
     subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", source, copy], check=True)
     handler = functools.partial(Quiet, directory=str(web))
-    with http.server.ThreadingHTTPServer(WEB, handler) as server:
+    public = cloud.api.network.find_network("public", ignore_missing=False)
+    host = cloud.api.network.get_subnet(public.subnet_ids[0]).gateway_ip  # this machine's own
+    with http.server.ThreadingHTTPServer((host, WEB_PORT), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://{WEB[0]}/image.qcow2"
+        address = f"http://{host}/image.qcow2"
         yield {"image": {"http_image": address, "http_qcow2_image": address}}
         server.shutdown()
 
