@@ -165,7 +165,7 @@ def test_a_forwarded_port_answers(network: Any, two: Two) -> None:
     network.add_interface_to_router(router, subnet_id=subnet)
     floating = network.create_ip(floating_network_id=network.find_network("public").id)
     which = {"internal_port_id": port.id, "internal_ip_address": two.tagged, "internal_port": 22}
-    network.create_floating_ip_port_forwarding(floating, external_port=2222, protocol="tcp", **which)
+    forwarding = network.create_floating_ip_port_forwarding(floating, external_port=2222, protocol="tcp", **which)
 
     def greeting() -> str:
         with socket.create_connection((floating.floating_ip_address, 2222), timeout=5) as client:
@@ -174,6 +174,7 @@ def test_a_forwarded_port_answers(network: Any, two: Two) -> None:
     try:
         assert "SSH-2.0-dropbear" in eventually("the forwarded port", greeting)
     finally:
+        network.delete_floating_ip_port_forwarding(floating, forwarding)
         network.delete_ip(floating)
         network.remove_interface_from_router(router, subnet_id=subnet)
 
@@ -231,7 +232,7 @@ def test_a_project_without_a_network_gets_one_with_its_first_server(cloud: Machi
 
 
 def test_networks_come_from_a_range_of_the_projects_own(network: Any, connection: Any) -> None:
-    (default,) = network.network_segment_ranges(default=True)
+    (default,) = (each for each in network.network_segment_ranges() if each.default)
     assert (default.network_type, default.physical_network, default.minimum, default.maximum) == ("vlan", "fixed", 100, 4094)
     own = {"shared": False, "project_id": connection.current_project_id, "network_type": "vlan"}
     ours = network.create_network_segment_range(name="ours", physical_network="fixed", minimum=3000, maximum=3001, **own)
@@ -251,7 +252,7 @@ def test_what_a_port_is_given_it_has(network: Any) -> None:
     """Uplink status, and tags, by which it is found; also where it is made together with others."""
     private = network.find_network("private")
     names = [{"network_id": private.id, "name": name, "tags": [f"of-{name}"]} for name in ("a", "b")]
-    ports = network.create_ports(names)
+    ports = list(network.create_ports(names))
     try:
         (found,) = network.ports(tags="of-b")
         assert (found.id, found.name) == (ports[1].id, "b")
