@@ -628,7 +628,7 @@ IMAGE_PARTS: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
     ("ami-tty-kernel",  "aki",   "vmlinuz",           {}),
     ("ami-tty-ramdisk", "ari",   "initrd",            {}),
     ("ami-tty",         "ami",   "root.img",          {"kernel_id": "ami-tty-kernel", "ramdisk_id": "ami-tty-ramdisk",
-                         "os_command_line": f"root=/dev/vda console=tty1 console=ttyS0 quiet {QUICK}", **HARDWARE}),
+                         "os_command_line": f"root=LABEL=ami-tty console=tty1 console=ttyS0 quiet {QUICK}", **HARDWARE}),
     ("debian-kernel",   "aki",   "debian/vmlinuz",    {}),
     ("debian-ramdisk",  "ari",   "debian/initrd",     {}),
     ("debian",          "qcow2", "debian/root.qcow2", {"kernel_id": "debian-kernel", "ramdisk_id": "debian-ramdisk",
@@ -2554,7 +2554,9 @@ def make_image(name: str, builder: str, folder: str) -> None:
 
     def build() -> None:
         with step(f"Build the image {name}"):
-            do(sys.executable, program, place, distribution()["kernel"], env=apt, hint=NETWORK)
+            known = distribution()
+            kernel = known.get(name, known["kernel"])
+            do(sys.executable, program, place, kernel, env=apt, hint=NETWORK)
 
     key = "".join(digest(path) for path in sorted(program.parent.rglob("*")) if path.is_file())
     make_once(place / "made-from", key + platform.freedesktop_os_release()["VERSION_ID"], build)

@@ -762,7 +762,7 @@ def test_the_image_names_its_kernel_and_ramdisk_by_id(cfg: nova.Settings, admin:
     assert last.kwargs["name"] == "ami-tty"
     assert last.kwargs["kernel_id"] == "id of ami-tty-kernel"
     assert last.kwargs["ramdisk_id"] == "id of ami-tty-ramdisk"
-    assert last.kwargs["os_command_line"].startswith("root=/dev/vda ")
+    assert last.kwargs["os_command_line"].startswith("root=LABEL=ami-tty ")
 
 
 def test_an_instance_that_went_wrong_is_not_waited_for(cfg: nova.Settings, admin: MagicMock) -> None:

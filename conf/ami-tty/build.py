@@ -6,6 +6,7 @@ import lzma
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -15,19 +16,45 @@ CONF = Path(__file__).resolve().parent
 PROGRAMS = {  # package: its files that go into the root disk
     "busybox-static": ["usr/bin/busybox"],
     "dropbear-bin": ["usr/sbin/dropbear", "usr/bin/dropbearkey", "usr/bin/dbclient"],
-    "e2fsprogs": ["usr/sbin/resize2fs"],
+    "e2fsprogs": ["usr/sbin/resize2fs", "usr/sbin/mke2fs"],
+    "dosfstools": ["usr/sbin/mkfs.fat"],
+    "util-linux": ["usr/bin/lsblk", "usr/sbin/blkid", "usr/sbin/mkfs"],  # lsblk is called by our own
+    "sudo": ["usr/bin/sudo"],
+    "curl": ["usr/bin/curl"],
+    "iputils-ping": ["bin/ping"],  # busybox's is for root alone
 }
-BOOT_MODULES = ["virtio_pci", "virtio_blk", "ext4", "virtio_net", "virtio_rng", "button", "evdev"]
-DRIVE_MODULES = ["ata_piix", "virtio_scsi", "ahci", "sr_mod", "isofs", "vfat", "nls_ascii", "nls_cp437", "nls_utf8", "8021q"]
+PLUGINS = {  # what the programs load when they run, and where they look for it: its folder in the root disk
+    "usr/libexec/sudo/sudoers.so": "usr/libexec/sudo",
+    "usr/lib/x86_64-linux-gnu/security/pam_permit.so": "usr/lib/x86_64-linux-gnu/security",
+}
+LINKS = {"mkfs.ext2": "mke2fs", "mkfs.ext3": "mke2fs", "mkfs.ext4": "mke2fs", "mkfs.vfat": "mkfs.fat", "ping6": "ping"}
+VIRTIO_MODULES = ["crc32c_generic", "virtio_pci", "virtio_blk", "ext4", "virtio_net", "virtio_rng", "button", "evdev"]
+DISK_MODULES = [  # of disks that are no virtio-blk; sd_mod asks for the checksums when it is loaded
+    *("crct10dif_generic", "crc64_rocksoft_generic", "virtio_scsi", "sym53c8xx", "ahci", "ata_piix", "sd_mod"),
+    *("xhci_pci", "ehci_pci", "uhci_hcd", "usb_storage", "uas"),
+]
+MODULES = [  # of what may be there or come once it runs
+    *("sr_mod", "isofs", "vfat", "nls_ascii", "nls_cp437", "nls_iso8859_1", "nls_utf8"),
+    *("8021q", "e1000", "e1000e", "8139cp"),
+]
+UNUSED = ("gpu", "media", "infiniband", "staging", "iio")
+EXCLUDED = ["*/usr/share", "*/sound", *(f"*/drivers/{name}" for name in UNUSED)]
 INIT_APPLETS = ["sh", "mount", "insmod", "cat", "sleep", "dd", "switch_root"]
 SIGNED = b"~Module signature appended~\n"
-DISK_SIZE = "32M"
+DISK_SIZE = "48M"
+PERMIT = "".join(f"{kind} required pam_permit.so\n" for kind in ("auth", "account", "session"))
+# the password of cirros on the console, as in its own image; ssh takes none
+GOCUBSGO = "$6$amitty$ZKpWTXp0T671dA2/9Dl8c/uaxhtunk419q9e5cWnwij2N9F4g8yliDlZNj.wyVTad9js42caKqPt8/3GReRuu0"
 ETC = {
     "hostname": "ami-tty\n",
     "hosts": "127.0.0.1 localhost\n::1 localhost\n",
-    "passwd": "root:x:0:0:root:/root:/bin/sh\n",
-    "shadow": "root::20000:0:99999:7:::\n",
-    "group": "root:x:0:\ntty:x:5:\n",
+    "nsswitch.conf": "hosts: files dns\n",
+    "filesystems": "ext4\nvfat\niso9660\n",
+    "passwd": "root:x:0:0:root:/root:/bin/sh\ncirros:x:1000:1000:cirros:/home/cirros:/bin/sh\n",
+    "shadow": f"root::20000:0:99999:7:::\ncirros:{GOCUBSGO}:20000:0:99999:7:::\n",
+    "group": "root:x:0:\ntty:x:5:\ndisk:x:6:cirros\nsudo:x:27:cirros\ncirros:x:1000:\n",
+    "sudoers": "Defaults !use_pty, !syslog, secure_path=/usr/bin\nroot, %sudo ALL=(ALL:ALL) NOPASSWD: ALL\n",
+    **dict.fromkeys(("pam.d/sudo", "pam.d/sudo-i"), PERMIT),
     "issue": "ami-tty, a test image. Log in as root; on this console there is no password.\n",
     "acpi/PWRF/00000080": "#!/bin/sh\nexec /etc/rc off\n",
 }
@@ -38,11 +65,19 @@ def ask(*argv: str) -> str:
 
 
 def packages(kernel: str) -> list[str]:
-    """The kernel's real package, the programs, and all libraries below them, by the names this release gives them."""
+    """The kernel's real package, the programs, and the libraries below them, by the names this release gives them."""
     real = re.findall(r"Depends: (linux-image-\S+)", ask("apt-cache", "depends", kernel))
     no = [f"--no-{kind}" for kind in ("recommends", "suggests", "conflicts", "breaks", "replaces", "enhances")]
-    below = ask("apt-cache", "depends", "--recurse", *no, *PROGRAMS)
-    return real[:1] + list(PROGRAMS) + re.findall(r"^(z?lib[^\s:]+)$", below, re.MULTILINE)
+    below = dict[str, list[str]]()
+    for line in ask("apt-cache", "depends", "--recurse", *no, *PROGRAMS).splitlines():
+        if not line.startswith(" "):
+            needs = below.setdefault(line, [])
+        elif found := re.search(r"Depends: (z?lib[^\s:]+)$", line):
+            needs.append(found[1])
+    wanted = list(PROGRAMS)
+    for name in wanted:  # it grows; what only others need (debconf's perl) is not reached
+        wanted += [need for need in below.get(name, []) if need not in wanted]
+    return real[:1] + wanted
 
 
 def unpack(names: list[str], work: Path) -> Path:
@@ -55,9 +90,41 @@ def unpack(names: list[str], work: Path) -> Path:
     subprocess.run(["apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", *names], check=True, cwd=work)
     for deb in work.glob("*.deb"):
         # as dpkg-deb -x does, but bookworm's would put a folder /lib in the place of our link
-        data = subprocess.run(["dpkg-deb", "--fsys-tarfile", deb], check=True, stdout=subprocess.PIPE).stdout
-        subprocess.run(["tar", "-x", "--keep-directory-symlink", "-C", tree], check=True, input=data)
+        options = ["--keep-directory-symlink", *(f"--exclude={pattern}" for pattern in EXCLUDED)]
+        with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", deb], stdout=subprocess.PIPE) as archive:
+            subprocess.run(["tar", "-x", *options, "-C", tree], check=True, stdin=archive.stdout)
+        if archive.returncode:
+            raise subprocess.CalledProcessError(archive.returncode, archive.args)
     return tree
+
+
+def write_kernel(package: Path, image: Path) -> None:
+    """The kernel as an ELF file without compression, which QEMU starts by its PVH entry.
+
+    An emulated processor takes six seconds to uncompress Debian 12's, which is in xz. What Python cannot uncompress stays.
+    """
+    data = package.read_bytes()
+    offset, length = struct.unpack_from("<II", data, 0x248)  # of the payload: the kernel's Documentation/x86/boot.rst
+    start = (data[0x1F1] + 1) * 512 + offset
+    if not data[start:].startswith(b"\xfd7zXZ\0"):
+        image.write_bytes(data)
+        return
+    image.write_bytes(only_loaded(lzma.LZMADecompressor().decompress(data[start : start + length])))
+
+
+def only_loaded(elf: bytes) -> bytes:
+    """The segments of an ELF file without what lies between and behind them, and without zeros at their ends."""
+    (table,), (size, count) = struct.unpack_from("<Q", elf, 32), struct.unpack_from("<HH", elf, 54)
+    head, parts = bytearray(elf[: table + size * count]), [b""]
+    for header in range(table, table + size * count, size):
+        offset, length = struct.unpack_from("<8xQ16xQ", elf, header)
+        part = elf[offset : offset + length].rstrip(b"\0") or b"\0"
+        struct.pack_into("<Q", head, header + 8, len(head) + sum(map(len, parts)))
+        struct.pack_into("<Q", head, header + 32, len(part))
+        parts.append(part)
+    struct.pack_into("<Q", head, 40, 0)  # no table of sections
+    struct.pack_into("<HHH", head, 58, 0, 0, 0)
+    return b"".join((head, *parts))
 
 
 def modules(tree: Path, wanted: list[str]) -> dict[str, bytes]:
@@ -75,7 +142,7 @@ def modules(tree: Path, wanted: list[str]) -> dict[str, bytes]:
         data = unsigned(lzma.decompress(data) if files[name].suffix == ".xz" else data)
         needs = re.search(rb"\0depends=([^\0]*)\0", data)
         for need in needs[1].decode().split(",") if needs else []:
-            add(need)
+            add(need.replace("-", "_"))
         found[name] = data
 
     for name in wanted:
@@ -95,13 +162,13 @@ def write_modules(folder: Path, found: dict[str, bytes]) -> None:
     folder.mkdir(parents=True)
     for name, data in found.items():
         (folder / f"{name}.ko").write_bytes(data)
-    (folder / "order").write_text("".join(f"{name}\n" for name in found))
 
 
 def from_tree(tree: Path, *argv: Path | str) -> list[str]:
     """The command line that runs a program of the tree with the tree's own libraries: it need not suit the host."""
     loader = tree / "lib64" / "ld-linux-x86-64.so.2"
-    return [str(arg) for arg in (loader, "--library-path", tree / "usr" / "lib" / "x86_64-linux-gnu", *argv)]
+    folders = f"{tree}/usr/lib/x86_64-linux-gnu:{tree}/usr/libexec/sudo"
+    return [str(arg) for arg in (loader, "--library-path", folders, *argv)]
 
 
 def libraries(tree: Path, programs: list[Path]) -> set[Path]:
@@ -125,10 +192,10 @@ def write_initramfs(folder: Path, image: Path) -> None:
                 out.write(part + bytes(-len(part) % 4))
 
 
-def install(source: Path, target: Path) -> None:
+def install(source: Path, target: Path, mode: int = 0o755) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
-    target.chmod(0o755)
+    target.chmod(mode)
 
 
 def build_initramfs(tree: Path, work: Path, image: Path) -> None:
@@ -139,7 +206,10 @@ def build_initramfs(tree: Path, work: Path, image: Path) -> None:
     install(tree / "bin" / "busybox", folder / "bin" / "busybox")
     for name in INIT_APPLETS:
         (folder / "bin" / name).symlink_to("busybox")
-    write_modules(folder / "lib" / "modules", modules(tree, BOOT_MODULES))
+    lib, virtio, disks = folder / "lib" / "modules", modules(tree, VIRTIO_MODULES), modules(tree, DISK_MODULES)
+    write_modules(lib, virtio | disks)
+    for name, order in (("virtio", virtio), ("disks", disks)):
+        (lib / name).write_text("".join(f"{module}\n" for module in order))
     write_initramfs(folder, image)
 
 
@@ -156,6 +226,8 @@ def build_root(tree: Path, work: Path, image: Path) -> None:
         "var",
         "etc/dropbear",
         "etc/acpi/PWRF",
+        "etc/pam.d",
+        "home",
         "usr/bin",
         "usr/lib",
     ):
@@ -166,22 +238,30 @@ def build_root(tree: Path, work: Path, image: Path) -> None:
         ("lib", "usr/lib"),
         ("lib64", "usr/lib"),
         ("usr/sbin", "bin"),
+        ("var/run", "../run"),
     ):
         (folder / name).symlink_to(target)
     programs = [tree / path for paths in PROGRAMS.values() for path in paths]
     for program in programs:
-        install(program, folder / "usr" / "bin" / program.name)
-    for library in libraries(tree, programs[1:]):  # busybox is static
+        where = "libexec" if program.name == "lsblk" else "bin"
+        install(program, folder / "usr" / where / program.name, 0o4755 if program.name == "sudo" else 0o755)
+    for plugin, where in PLUGINS.items():
+        install(tree / plugin, folder / where / Path(plugin).name, 0o644)
+    for library in libraries(tree, [*programs[1:], *(tree / plugin for plugin in PLUGINS)]):  # busybox is static
         install(library, folder / "usr" / "lib" / library.name)
-    for name in ask(str(tree / "bin" / "busybox"), "--list").split():
-        if name != "busybox":
-            (folder / "bin" / name).symlink_to("busybox")
-    write_modules(folder / "lib" / "modules", modules(tree, DRIVE_MODULES))
-    install(CONF / "rc", folder / "etc" / "rc")
-    install(CONF / "inittab", folder / "etc" / "inittab")
+    busybox = {name: "busybox" for name in ask(str(tree / "bin" / "busybox"), "--list").split()}
+    for name, target in (busybox | LINKS).items():
+        if not (folder / "bin" / name).exists():  # a program of its own does more than busybox's
+            (folder / "bin" / name).symlink_to(target)
+    (release,) = (path.name for path in (tree / "usr" / "lib" / "modules").iterdir())
+    write_modules(folder / "lib" / "modules" / release, modules(tree, [*VIRTIO_MODULES, *DISK_MODULES, *MODULES]))
+    ask(str(tree / "bin" / "busybox"), "depmod", "-b", str(folder), release)  # modprobe finds a device's driver by it
+    for name, where in (("rc", "etc"), ("hotplug", "etc"), ("inittab", "etc"), ("lsblk", "usr/bin")):
+        install(CONF / name, folder / where / name)
     for name, text in ETC.items():
         (folder / "etc" / name).write_text(text)
     (folder / "etc" / "acpi" / "PWRF" / "00000080").chmod(0o755)
+    (folder / "etc" / "sudoers").chmod(0o440)
     image.unlink(missing_ok=True)
     as_root = [] if os.geteuid() == 0 else ["unshare", "--map-root-user"]  # whoever builds it, the files are root's
     mke2fs = from_tree(tree, tree / "sbin" / "mke2fs", "-q", "-t", "ext4", "-b", "4096", "-m", "0", "-L", "ami-tty")
@@ -194,7 +274,7 @@ def main(out: Path, kernel: str) -> None:
     with tempfile.TemporaryDirectory(prefix="ami-tty-") as name:
         work = Path(name)
         tree = unpack(packages(kernel), work)
-        shutil.copyfile(next((tree / "boot").glob("vmlinuz-*")), out / "vmlinuz")
+        write_kernel(next((tree / "boot").glob("vmlinuz-*")), out / "vmlinuz")
         build_initramfs(tree, work, out / "initrd")
         build_root(tree, work, out / "root.img")
 
