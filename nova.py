@@ -242,6 +242,7 @@ class Settings:
     SERVICE_PASSWORD: str  = secret("password of the services' users")
     RABBIT_PASS: str       = secret("password of the services at RabbitMQ")
     METADATA_SECRET: str   = secret("what neutron's metadata agent shows to nova")
+    VOLUMES_SECRET: str    = secret("what the key of encrypted volumes is made of")
     EC2_ACCESS_KEY: str    = secret("admin's key to S3 and EC2")
     EC2_SECRET_KEY: str    = secret("what belongs to that key")
     INTERFACE: str         = setting("",           "interface to the outside; the one of the default route when empty")
@@ -403,6 +404,7 @@ CONFIG_FILES = (
     ("conf/placement.conf.tmpl",   CONF / "placement.conf",       0o600, USER),
     ("conf/neutron.conf.tmpl",     CONF / "neutron.conf",         0o600, USER),
     ("conf/cinder.conf.tmpl",      CONF / "cinder.conf",          0o600, USER),
+    ("conf/cinder_files.py",       CONF / "cinder_files.py",      0o644, ROOT),
     ("conf/swift.conf.tmpl",       CONF / "swift/swift.conf",     0o644, USER),
     ("conf/swift-proxy.conf.tmpl", CONF / "swift-proxy.conf",     0o600, USER),
     ("conf/swift-store.conf.tmpl", CONF / "swift-store.conf",     0o644, USER),
@@ -509,7 +511,8 @@ WORKERS = (
     Service("network-meta", PRIVSEP, "fork net neutron-ovn-metadata-agent --config-file $CONF/neutron.conf"),
     Service("network-ovn",  USER, "fork net alone neutron-ovn-maintenance-worker --config-file $CONF/neutron.conf"),
     Service("volume-sched", USER, "cinder-scheduler --config-file $CONF/cinder.conf", "amqp:cinder-scheduler"),
-    Service("volume",       DISKS, "cinder-volume --config-file $CONF/cinder.conf"),
+    Service("volume",       DISKS, "env PYTHONPATH=$CONF cinder-volume --config-file $CONF/cinder.conf"),
+    Service("volume-backup", DISKS, "cinder-backup --config-file $CONF/cinder.conf", "amqp:cinder-backup"),
 )
 # Last: when it starts, it asks the conductor, and waits ten seconds where there is none yet.
 COMPUTE = (
@@ -579,6 +582,8 @@ ACCOUNTS = (
 THINGS = (
     ("instances",   "nova_cell1", "instances WHERE deleted = 0", "task_state <> '' AND vm_state <> 'error'"),
     ("volumes",     "cinder",     "volumes WHERE NOT deleted",   "status LIKE '%ing' AND status NOT LIKE 'error%'"),
+    ("snapshots",   "cinder",     "snapshots WHERE NOT deleted", "status LIKE '%ing' AND status NOT LIKE 'error%'"),
+    ("backups",     "cinder",     "backups WHERE NOT deleted",   "status LIKE '%ing' AND status NOT LIKE 'error%'"),
 )
 
 
@@ -684,7 +689,8 @@ UNIT_TESTS = {
 # What only a setting asks for: first columns of rows above; packages: conf/packages.toml.
 ONLY_WITH: dict[str, set[object]] = {
     "VOLUMES_SIZE": {"state/cinder", "state/volumes", "conf/cinder.conf.tmpl", "conf/rootwrap.conf.tmpl",
-                     "volume-api", "volume-sched", "volume", ("cinder",), "cinder", "volumes"},
+                     "conf/cinder_files.py", "volume-api", "volume-sched", "volume", "volume-backup",
+                     ("cinder",), "cinder", "volumes", "snapshots", "backups"},
     "VOLUMES_LVM":  {"/etc/tgt", "conf/targets.conf.tmpl", "tgt", "iscsi"},
     "USE_SWIFT":    {"state/swift", "state/conf/swift", "conf/swift.conf.tmpl", "conf/swift-proxy.conf.tmpl",
                      "conf/swift-store.conf.tmpl", "conf/swift_store.py", "conf/swift.nft.tmpl",
@@ -993,6 +999,10 @@ def values(cfg: Settings) -> dict[str, Any]:
     machine = {"HOSTNAME": socket.gethostname(), "DATAPATH": "system" if has_kernel_datapath() else "netdev"}
     machine["INTERFACES"] = ", ".join(f'"{name}"' for name in netifaces.interfaces() if name not in BRIDGES)
     machine |= {"CONFIG_DRIVE": str(not MANAGERS[cfg.NET_MAN].dhcp), "VOLUMES_BACKEND": "lvm" if cfg.VOLUMES_LVM else "files"}
+    machine["BACKUPS"] = "swift.Swift" if cfg.USE_SWIFT else "posix.Posix"
+    # A key of 256 bits in hex, as the key managers of cinder and nova want it; a dry run shows no secret.
+    key = hashlib.sha256(known["VOLUMES_SECRET"].encode()).hexdigest() if "VOLUMES_SECRET" in known else ""
+    machine["VOLUMES_KEY"] = "@@(printf %s @@VOLUMES_SECRET | sha256sum | head -c 64)" if DRY_RUN else key
     machine |= {"DISKS": "raw", "TAPS": "false"} if cfg.LIBVIRT_TYPE == "lxc" else {"DISKS": "default", "TAPS": "true"}
     machine |= {f"QUOTA_{name}": str(size if cfg.QUOTAS else -1) for name, size in QUOTAS}
     machine["QUOTA_GIGABYTES"] = "1000" if cfg.QUOTAS else cfg.VOLUMES_SIZE

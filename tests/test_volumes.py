@@ -73,17 +73,18 @@ def test_without_volumes_nothing_of_cinder_is_there(cfg: nova.Settings) -> None:
 
 def test_volumes_as_files(volumes: nova.Settings, cfg: nova.Settings) -> None:
     assert not volumes.VOLUMES_LVM
-    windows = {"volume-api", "volume-sched", "volume"}
+    windows = {"volume-api", "volume-sched", "volume", "volume-backup"}
     rest = {
         "state/cinder",
         "state/volumes",
         "conf/cinder.conf.tmpl",
         "conf/rootwrap.conf.tmpl",
+        "conf/cinder_files.py",
         "('cinder',)",
         "cinder",
         "volumes",
     }
-    assert added(volumes, cfg) == windows | rest | {"nfs-common", "e2fsprogs"}
+    assert added(volumes, cfg) == windows | rest | {"nfs-common", "e2fsprogs", "cryptsetup-bin"}
 
 
 @pytest.mark.usefixtures("can_lvm")
@@ -123,6 +124,22 @@ def test_the_backend_is_the_one_that_the_kernel_can(
     made = nova.render(text, volumes)
     assert "\nenabled_backends = files\n" in made
     assert "\nquota_gigabytes = 10\n" in made
+
+
+def test_cinder_and_nova_have_one_key_of_256_bits(volumes: nova.Settings) -> None:
+    nova.make_folders(volumes)
+    made = [nova.render((nova.HERE / name).read_text(), volumes) for name in ("conf/cinder.conf.tmpl", "nova.conf.tmpl")]
+    keys = [re.findall(r"^fixed_key = ([0-9a-f]{64})$", text, re.M) for text in made]
+    assert keys[0] == keys[1] != []
+    assert nova.passwords(nova.STATE)["VOLUMES_SECRET"] not in "".join(made)
+
+
+@pytest.mark.parametrize("swift, driver", [(False, "posix.Posix"), (True, "swift.Swift")])
+def test_backups_go_to_swift_if_it_is_there(volumes: nova.Settings, swift: bool, driver: str) -> None:
+    chosen = nova.replace(volumes, USE_SWIFT=swift)
+    nova.make_folders(chosen)
+    made = nova.render((nova.HERE / "conf/cinder.conf.tmpl").read_text(), chosen)
+    assert f"\nbackup_driver = cinder.backup.drivers.{driver}BackupDriver\n" in made
 
 
 # ---- Made ----

@@ -23,6 +23,7 @@ import psutil
 import pytest
 
 from .conftest import NOVA_PY, Machine, eventually, on
+from .test_volumes import becomes, create, delete, share
 
 pytestmark = on("flat")
 INSTANCES, CLIENTS = 20, 8
@@ -147,6 +148,21 @@ def test_8_volumes_at_once(cloud: Machine) -> None:
         assert list(pool.map(make, [f"load-{n}" for n in range(CLIENTS)])) == ["available"] * CLIENTS
     assert (cloud.folder / "nova/state/databases/sqlite/cinder").exists()
     assert troubles(cloud) == []
+
+
+def test_backups_are_files_in_cinders_folder(cloud: Machine) -> None:
+    """Where there is no swift."""
+    create(cloud, "saved", "--size 1 --image ami-tty")
+    cloud.shell("openstack volume backup create --name kept saved")
+    becomes(cloud, "volume backup", "kept", "available")
+    assert [path for path in (cloud.folder / "nova/state/cinder/backup").rglob("volume_*") if path.stat().st_size]
+    cloud.shell("openstack volume backup restore kept again")
+    becomes(cloud, "volume", "again", "available")
+    files = [share(cloud) / f"volume-{cloud.openstack(f'volume show {name}')['id']}" for name in ("saved", "again")]
+    assert subprocess.run(["cmp", *map(str, files)], check=False).returncode == 0
+    assert files[0].read_bytes()[1024:5120] != b"\0" * 4096
+    delete(cloud, "volume backup", "kept")
+    delete(cloud, "volume", "saved", "again")
 
 
 # ---- Secrets ----

@@ -102,8 +102,8 @@ def running(name: str) -> psutil.Process:
     return next(process for process in ours() if process.uids().effective and any(name in word for word in process.cmdline()))
 
 
-@pytest.mark.parametrize("name", ["nova-compute", "neutron-ovn-metadata-agent", "cinder-volume"])
-def test_three_services_are_in_the_group_that_may_ask_for_root(cloud: Machine, name: str) -> None:
+@pytest.mark.parametrize("name", ["nova-compute", "neutron-ovn-metadata-agent", "cinder-volume", "cinder-backup"])
+def test_four_services_are_in_the_group_that_may_ask_for_root(cloud: Machine, name: str) -> None:
     process = running(name)
     assert (process.username(), process.gids().effective) == ("nova-py", group("nova-py-root"))
 
@@ -124,7 +124,7 @@ def window(process: psutil.Process) -> str:
 def test_nobody_else_is_in_that_group(cloud: Machine) -> None:
     groups = lambda process: f"{status(process, 'Groups')} {status(process, 'Gid')}".split()
     those = [process for process in ours() if str(group("nova-py-root")) in groups(process)]
-    assert {window(process) for process in those} == {"compute", "network-meta", "volume"}
+    assert {window(process) for process in those} == {"compute", "network-meta", "volume", "volume-backup"}
     listening = {c.pid for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
     assert not {process.pid for process in those} & listening
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The life of volumes: made, attached, written and read, detached, snapshotted, restored, extended, booted from, deleted."""
+"""The life of volumes: made, attached, written and read, detached, snapshotted, restored, extended, booted from, deleted.
+
+Attached or not, encrypted or not; backed up and reverted.
+"""
 
 import re
 from pathlib import Path
@@ -64,14 +67,18 @@ def data(cloud: Machine) -> str:
 
 
 def files(cloud: Machine) -> dict[str, int]:
-    """The volumes' files and the bytes that each of them may grow to, as the process that keeps them sees them."""
+    """The volumes' files and the bytes that each of them may grow to."""
+    return {path.name: path.stat().st_size for path in share(cloud).iterdir() if path.name.startswith("volume-")}
+
+
+def share(cloud: Machine) -> Path:
+    """Where they are, as the process that keeps them sees it."""
     keeper = next(
         process.pid
         for process in psutil.process_iter(["cmdline"])  # None of one that has ended
         if "bin/cinder-volume" in " ".join(process.info["cmdline"] or []) and ours(cloud, process.pid)
     )
-    share = Path(f"/proc/{keeper}/root/run/nova.py/state/volumes/local:/share")
-    return {path.name: path.stat().st_size for path in share.iterdir() if path.name.startswith("volume-")}
+    return Path(f"/proc/{keeper}/root/run/nova.py/state/volumes/local:/share")
 
 
 def ours(cloud: Machine, pid: int) -> bool:
@@ -89,6 +96,41 @@ def boot(cloud: Machine, words: str, name: str) -> str:
 
 def delete_server(cloud: Machine, name: str) -> None:
     cloud.shell(f"openstack server delete --wait {name}")
+
+
+def snapshot(cloud: Machine, volume: str, name: str) -> None:
+    """A snapshot of a volume in any state; --force of openstackclient 10.5 does nothing."""
+    cloud.shell(f"openstack --os-volume-api-version 3.66 volume snapshot create --volume {volume} {name}")
+    becomes(cloud, "volume snapshot", name, "available")
+
+
+def delete(cloud: Machine, kind: str, *names: str) -> None:
+    """One after the other, each until it is gone."""
+    for name in names:
+        cloud.shell(f"openstack {kind} delete {name}")
+
+        def gone(name: str = name) -> bool:
+            found = {row["Name"]: row["Status"] for row in cloud.openstack(f"{kind} list")}
+            assert not found.get(name, "").startswith("error"), log(cloud)
+            return name not in found
+
+        eventually(f"the end of {kind} {name}", gone, 120)
+
+
+def create(cloud: Machine, name: str, words: str = "--size 1") -> None:
+    """A volume that is available."""
+    cloud.shell(f"openstack volume create {words} {name}")
+    becomes(cloud, "volume", name, "available")
+
+
+def write(cloud: Machine, words: str) -> None:
+    """Words at the beginning of the second disk."""
+    inside(cloud, f"echo {words} | dd of=/dev/vdb conv=sync 2>/dev/null && sync")
+
+
+def words(cloud: Machine) -> str:
+    """The words there, read from the disk."""
+    return inside(cloud, "echo 1 >/proc/sys/vm/drop_caches; head -c 512 /dev/vdb | tr -d '\\000'")
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +215,116 @@ def test_an_instance_boots_from_a_volume_which_outlives_it(cloud: Machine) -> No
     becomes(cloud, "volume", "root", "available")
     address = boot(cloud, "--volume root", "again")
     assert cloud.ssh(address, "cat /root/note") == "here I was"
+    snapshot(cloud, "root", "of-root")
+    cloud.ssh(address, "echo and here >>/root/note; sync")
+    cloud.shell("openstack server stop again")
+    eventually("its stop", lambda: cloud.openstack("server show again")["status"] == "SHUTOFF", 120)
+    delete(cloud, "volume snapshot", "of-root")  # nova merges what libvirt left to the guest that was
+    cloud.shell("openstack server start again")
+    eventually("ssh again", lambda: cloud.ssh(address, "cat /root/note") == "here I was\nand here", 120)
     delete_server(cloud, "again")
+
+
+def test_snapshots_of_an_attached_volume_come_and_go_while_the_instance_runs(cloud: Machine, holder: str) -> None:
+    boot_id = inside(cloud, "cat /proc/sys/kernel/random/boot_id")
+    create(cloud, "used")
+    attach(cloud, "used", 1)
+    for name in ("one", "two", "three"):
+        write(cloud, f"before {name}")
+        snapshot(cloud, "used", name)
+    write(cloud, "after three")
+    create(cloud, "from-two", "--snapshot two")
+    delete(cloud, "volume snapshot", "two")
+    assert words(cloud) == "after three"
+    cloud.shell("openstack server pause holder")
+    delete(cloud, "volume snapshot", "three")
+    cloud.shell("openstack server unpause holder")
+    delete(cloud, "volume snapshot", "one")
+    assert words(cloud) == "after three"
+    assert inside(cloud, "cat /proc/sys/kernel/random/boot_id") == boot_id
+    detach(cloud, "used")
+    attach(cloud, "from-two", 1)
+    assert words(cloud) == "before two"
+    detach(cloud, "from-two")
+    delete(cloud, "volume", "from-two")
+
+
+def test_a_volume_of_qcow2_is_backed_up_and_restored(cloud: Machine, holder: str) -> None:
+    attach(cloud, "used", 1)
+    cloud.shell("openstack volume backup create --force --name full used")
+    becomes(cloud, "volume backup", "full", "available")
+    becomes(cloud, "volume", "used", "in-use")
+    write(cloud, "since then")
+    detach(cloud, "used")
+    snapshot(cloud, "used", "there")
+    cloud.shell("openstack volume backup create --incremental --name more used")
+    becomes(cloud, "volume backup", "more", "available")
+    for name, found in (("full", "after three"), ("more", "since then")):
+        cloud.shell(f"openstack volume backup restore {name} restored")
+        becomes(cloud, "volume", "restored", "available")
+        attach(cloud, "restored", 1)
+        assert words(cloud) == found
+        detach(cloud, "restored")
+        delete(cloud, "volume", "restored")
+    cloud.shell("openstack volume backup restore --force more used")  # refused: it has a snapshot
+    becomes(cloud, "volume", "used", "error_restoring")
+    cloud.shell("openstack volume set --state available used")
+    assert len(cloud.openstack("object list volumebackups")) > 1
+    delete(cloud, "volume backup", "more", "full")
+
+
+def test_a_volume_is_reverted_to_its_snapshot(cloud: Machine, holder: str) -> None:
+    attach(cloud, "used", 1)
+    assert words(cloud) == "since then"
+    write(cloud, "a mistake")
+    detach(cloud, "used")
+    cloud.shell("openstack --os-volume-api-version 3.40 volume revert there")
+    becomes(cloud, "volume", "used", "available")
+    attach(cloud, "used", 1)
+    assert words(cloud) == "since then"
+    detach(cloud, "used")
+    create(cloud, "clone", "--source used")
+    attach(cloud, "clone", 1)
+    assert words(cloud) == "since then"
+    detach(cloud, "clone")
+    delete(cloud, "volume snapshot", "there")
+    delete(cloud, "volume", "clone", "used")
+
+
+def test_an_encrypted_volume_is_clear_text_in_the_instance_alone(cloud: Machine, holder: str) -> None:
+    cipher = "--encryption-cipher aes-xts-plain64 --encryption-key-size 256 --encryption-control-location front-end"
+    cloud.shell(f"openstack volume type create --encryption-provider luks {cipher} secret")
+    create(cloud, "hidden", "--size 1 --type secret")
+    for found in ("", "clear text"):
+        cloud.shell("openstack server add volume holder hidden")
+        becomes(cloud, "volume", "hidden", "in-use")
+        eventually("the disk in the instance", lambda: 0 < 1024 * 2048 - sectors(cloud) <= 4096)  # its header's room
+        assert words(cloud) == found or not found
+        write(cloud, "clear text")
+        keeper, name = share(cloud), f"volume-{cloud.openstack('volume show hidden')['id']}"
+        assert b"clear text" not in (keeper / name).read_bytes()[: 8 * MIB]
+        detach(cloud, "hidden")
+    cloud.shell("openstack --os-volume-api-version 3.66 volume snapshot create --volume hidden no-way")
+    becomes(cloud, "volume snapshot", "no-way", "error")
+    delete(cloud, "volume snapshot", "no-way")
+    delete(cloud, "volume", "hidden")
+
+
+def test_what_files_cannot_do_is_refused(cloud: Machine, holder: str) -> None:
+    cloud.shell("openstack volume type create --property 'multiattach=<is> True' shared")
+    cloud.shell("openstack volume create --size 1 --type shared for-two")
+    becomes(cloud, "volume", "for-two", "error")
+    cloud.shell("openstack volume type create --property volume_backend_name=files --property vendor_name='Open Source' of-files")
+    create(cloud, "mine", "--size 1 --type of-files")
+    attach(cloud, "mine", 1)
+    cloud.shell("openstack --os-volume-api-version 3.42 volume set --size 2 mine || true")
+    becomes(cloud, "volume", "mine", "in-use")
+    assert cloud.openstack("volume show mine")["size"] == 1
+    detach(cloud, "mine")
+    given = cloud.openstack("volume transfer request create mine")
+    cloud.shell(f"openstack volume transfer request accept --auth-key {given['auth_key']} {given['id']}")
+    delete(cloud, "volume", "mine")
+    cloud.shell("openstack volume delete for-two")
 
 
 def test_volumes_size_bounds_a_project(cloud: Machine) -> None:
