@@ -1,5 +1,5 @@
 # written by nova.py; edit conf/cinder_files.py
-"""cinder's NFS driver on a folder of this machine, with three generic ways of cinder's made safe.
+"""cinder's NFS driver on a folder of this machine, whose generic ways are made safe.
 
 These ways read and write a volume's file as it is. After a snapshot that file is qcow2, over the files of earlier snapshots.
 """
@@ -62,3 +62,9 @@ class FilesDriver(remotefs.RevertToSnapshotMixin, nfs.NfsDriver):  # type: ignor
         if volume.status == "restoring-backup" and not self._is_raw(volume):
             raise exception.InvalidVolume(reason="it has snapshots: restore the backup into a new volume")
         return super().initialize_connection(volume, connector)
+
+    def terminate_connection(self, volume: Any, connector: Any, **kwargs: Any) -> Any:
+        """What was restored is as large as its volume: cinder-backup writes to an empty file, and leaves out what is zero."""
+        if volume.status == "restoring-backup":
+            self._execute("truncate", "-s", f"{volume.size}G", self.local_path(volume), run_as_root=True)
+        return super().terminate_connection(volume, connector, **kwargs)

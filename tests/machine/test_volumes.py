@@ -262,7 +262,7 @@ def test_a_volume_of_qcow2_is_backed_up_and_restored(cloud: Machine, holder: str
     for name, found in (("full", "after three"), ("more", "since then")):
         cloud.shell(f"openstack volume backup restore {name} restored")
         becomes(cloud, "volume", "restored", "available")
-        attach(cloud, "restored", 1)
+        attach(cloud, "restored", 1)  # as large as the volume was, though the backup leaves out its zeros
         assert words(cloud) == found
         detach(cloud, "restored")
         delete(cloud, "volume", "restored")
