@@ -84,7 +84,7 @@ def test_volumes_as_files(volumes: nova.Settings, cfg: nova.Settings) -> None:
         "cinder",
         "volumes",
     }
-    assert added(volumes, cfg) == windows | rest | {"nfs-common", "e2fsprogs", "cryptsetup-bin"}
+    assert added(volumes, cfg) == windows | rest | {"nfs-common", "cryptsetup-bin"}
 
 
 @pytest.mark.usefixtures("can_lvm")
@@ -92,7 +92,7 @@ def test_volumes_by_lvm(volumes: nova.Settings, cfg: nova.Settings) -> None:
     assert volumes.VOLUMES_LVM
     assert not cfg.VOLUMES_LVM
     folder = str(nova.PRIVATE_FOLDERS[-1][0])
-    packages = {"nfs-common", "e2fsprogs", "lvm2", "tgt", "open-iscsi"}
+    packages = {"nfs-common", "lvm2", "tgt", "open-iscsi"}
     assert {folder, "conf/targets.conf.tmpl", "tgt", "iscsi"} | packages < added(volumes, cfg)
 
 
