@@ -49,7 +49,7 @@ WORKERS = 2
 WEB_PORT = 80  # glance fetches images from the ports 80 and 443 alone, and never from loopback
 
 # The cloud that has what Tempest covers; whoever calls may set more, or something else.
-SETTINGS = {"VOLUMES_SIZE": "20", "CONSOLES": "1", "USE_SWIFT": "1"}
+SETTINGS = {"VOLUMES_SIZE": "20", "CONSOLES": "1", "USE_SWIFT": "1", "QUOTAS": "1"}
 # Each network of a test takes a floating address for its router: 32 would not do.
 SETTINGS |= {"FLOATING_RANGE": "10.6.0.0/24"}
 
