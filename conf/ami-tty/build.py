@@ -22,6 +22,7 @@ PROGRAMS = {  # package: its files that go into the root disk
     "sudo": ["usr/bin/sudo"],
     "curl": ["usr/bin/curl"],
     "iputils-ping": ["bin/ping"],  # busybox's is for root alone
+    "bash": ["bin/bash"],  # for cirros: busybox's shell takes its own ping for the one on the PATH
 }
 PLUGINS = {  # what the programs load when they run, and where they look for it: its folder in the root disk
     "usr/libexec/sudo/sudoers.so": "usr/libexec/sudo",
@@ -50,7 +51,7 @@ ETC = {
     "hosts": "127.0.0.1 localhost\n::1 localhost\n",
     "nsswitch.conf": "hosts: files dns\n",
     "filesystems": "ext4\nvfat\niso9660\n",
-    "passwd": "root:x:0:0:root:/root:/bin/sh\ncirros:x:1000:1000:cirros:/home/cirros:/bin/sh\n",
+    "passwd": "root:x:0:0:root:/root:/bin/sh\ncirros:x:1000:1000:cirros:/home/cirros:/bin/bash\n",
     "shadow": f"root::20000:0:99999:7:::\ncirros:{GOCUBSGO}:20000:0:99999:7:::\n",
     "group": "root:x:0:\ntty:x:5:\ndisk:x:6:cirros\nsudo:x:27:cirros\ncirros:x:1000:\n",
     "sudoers": "Defaults !use_pty, !syslog, secure_path=/usr/bin\nroot, %sudo ALL=(ALL:ALL) NOPASSWD: ALL\n",

@@ -214,7 +214,7 @@ PROGRAMS: dict[str, Callable[[str], bool]] = {  # what clients run in a guest, a
     "truncate -s 8M /tmp/disk; sudo mkfs -t ext4 -q /tmp/disk; blkid -o value -s TYPE /tmp/disk": "ext4".__eq__,
     "truncate -s 8M /tmp/fat; mkfs -t vfat /tmp/fat >/dev/null; blkid -o value -s TYPE /tmp/fat": "vfat".__eq__,
     "curl -s http://169.254.169.254/latest/meta-data/hostname": "guest.novalocal".__eq__,
-    "sudo ping -c1 -w1 -s56 127.0.0.1": lambda said: " 0% packet loss" in said,
+    "ping -c1 -w1 -s56 127.0.0.1": lambda said: " 0% packet loss" in said,
     "hostname": "guest".__eq__,
     "ip -o link | awk '/52:54:00:12:34:56/ {print $2}'": "eth0:".__eq__,
     "sudo /bin/kill -USR1 $(cat /var/run/udhcpc.eth0.pid) && echo renewed": "renewed".__eq__,
