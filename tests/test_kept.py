@@ -266,12 +266,13 @@ def test_run_leaves_a_cloud_alone_that_another_call_stops(
 
 @pytest.fixture
 def filled(kept: nova.Settings, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> nova.Settings:
-    """A kept cloud with two instances and a volume, in the databases of a server that can be started."""
+    """A kept cloud with two instances, a volume, a snapshot and a backup, in databases whose server can be started."""
     chosen = nova.replace(kept, VOLUMES_SIZE="10")
     nova.keep(chosen)
     monkeypatch.setattr(nova, "started", lambda *_: nullcontext())
     monkeypatch.setattr(nova, "answers", lambda place: False)
-    machine.fake("mariadb", 'case "$*" in *cinder*) echo data;; *) echo one; echo two;; esac')
+    tables = "*snapshots*) echo then;; *backups*) echo safe;; *volumes*) echo data;; *) echo one; echo two;;"
+    machine.fake("mariadb", f'case "$*" in {tables} esac')
     return chosen
 
 
@@ -288,8 +289,8 @@ def test_without_a_terminal_it_is_said_and_done(
 ) -> None:
     monkeypatch.setattr(nova.sys, "stdin", MagicMock(isatty=lambda: False))
     nova.tell_what_goes(filled, "")
-    told = "its users, images and networks: 2 instances (one, two) and 1 volumes (data)"
-    wanted = f"This deletes the cloud in {filled.DIR} with {told}.\n"
+    told = "2 instances (one, two) and 1 volumes (data) and 1 snapshots (then) and 1 backups (safe)"
+    wanted = f"This deletes the cloud in {filled.DIR} with its users, images and networks: {told}.\n"
     assert capsys.readouterr().err == wanted
 
 
@@ -352,9 +353,12 @@ def test_sqlite_tells_the_names_too(filled: nova.Settings) -> None:
          f"('one', 0, NULL, 'active'), ('gone', 7, NULL, 'deleted'), {new}, {bad}"),
         ("cinder", "volumes (display_name, deleted, status)",
          "('data', 0, 'in-use'), ('gone', 1, 'deleted'), ('new', 0, 'creating'), ('bad', 0, 'error_deleting')"),
+        ("cinder", "snapshots (display_name, deleted, status)", "('then', 0, 'available'), ('late', 0, 'deleting')"),
+        ("cinder", "backups (display_name, deleted, status)", "('safe', 0, 'available'), ('gone', 1, 'deleted')"),
     ):  # fmt: skip
         with closing(sqlite3.connect(place / name)) as file, file:
             file.execute(f"CREATE TABLE {table}")
             file.execute(f"INSERT INTO {table} VALUES {rows}")  # noqa: S608
-    assert nova.what_it_has(cfg) == {"instances": ["one", "new", "bad"], "volumes": ["data", "new", "bad"]}
-    assert nova.in_the_making(cfg) == ["new", "new"]
+    of_cinder = {"volumes": ["data", "new", "bad"], "snapshots": ["then", "late"], "backups": ["safe"]}
+    assert nova.what_it_has(cfg) == {"instances": ["one", "new", "bad"], **of_cinder}
+    assert nova.in_the_making(cfg) == ["new", "new", "late"]
