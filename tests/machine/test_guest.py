@@ -28,7 +28,7 @@ printf 'HTTP/1.0 200 OK\\r\\nContent-Length: %s\\r\\n\\r\\n' "$(wc -c <"$folder$
 cat "$folder$path"
 """
 BUSES = {
-    "virtio": ["q35", "virtio-blk-pci,drive=root"],
+    "virtio-blk": ["q35", "virtio-blk-pci,drive=root"],
     "virtio-scsi": ["q35", "virtio-scsi-pci", "scsi-hd,drive=root"],
     "lsilogic": ["pc", "lsi53c895a", "scsi-hd,drive=root"],
     "sata": ["q35", "ide-hd,drive=root"],
@@ -70,7 +70,7 @@ class Guest:
             "meta-data/public-keys/0/openssh-key": read(f"{cloud.key}.pub"),
         }
 
-    def start(self, machine: str, *devices: str, drives: dict[str, Path] | None = None, dhcp: bool = True) -> None:
+    def start(self, board: str, *devices: str, drives: dict[str, Path] | None = None, dhcp: bool = True) -> None:
         """Boot it as nova does."""
         disk, service = self.folder / "root.img", self.folder / "metadata.sh"
         if not disk.exists():
@@ -87,13 +87,13 @@ class Guest:
         wire = f"user,id=wire,net=169.254.0.0/16,hostfwd=tcp:127.0.0.1:{self.port}-:22"
         if self.metadata:
             wire += f",guestfwd=tcp:169.254.169.254:80-cmd:{service}"
-        options = f"-accel tcg -machine {machine} -m 256 -display none -nodefaults -serial file:{self.serial}"
+        options = f"-accel tcg -machine {board} -m 256 -display none -nodefaults -serial file:{self.serial}"
         options += f" -qmp unix:{self.qmp},server=on,wait=off -kernel {self.images}/vmlinuz -initrd {self.images}/initrd"
         options += f" -netdev {wire if dhcp else 'socket,id=wire,listen=127.0.0.1:0'} -device virtio-rng-pci"
         options += " -device virtio-net-pci,netdev=wire,mac=52:54:00:12:34:56"
         for name, path in {"root": disk, **(drives or {})}.items():
             options += f" -drive if=none,id={name},file={path},format=raw"
-        if machine == "q35":
+        if board == "q35":
             options += " -device pcie-root-port,id=first,slot=1 -device pcie-root-port,id=second,slot=2"
         options += "".join(f" -device {device}" for device in devices)
         line = "root=LABEL=ami-tty console=ttyS0 quiet no_timer_check mitigations=off"
@@ -147,11 +147,11 @@ def guest(cloud: Machine, tmp_path: Path) -> Iterator[Guest]:
     one.stop()
 
 
-@pytest.mark.parametrize(("machine", "devices"), [(first, rest) for first, *rest in BUSES.values()], ids=BUSES)
-def test_it_mounts_its_root_on_any_bus(guest: Guest, machine: str, devices: list[str]) -> None:
+@pytest.mark.parametrize(("board", "devices"), [(first, rest) for first, *rest in BUSES.values()], ids=BUSES)
+def test_it_mounts_its_root_on_any_bus(guest: Guest, board: str, devices: list[str]) -> None:
     if (driver := DRIVERS.get(devices[0], b"")) not in (guest.images / "initrd").read_bytes():
         pytest.skip(f"this release's kernel has no {driver.decode()}")
-    guest.start(machine, *devices)
+    guest.start(board, *devices)
     guest.says("ami-tty: ssh ready")
     disk, blocks = guest.ssh("lsblk -n -o NAME -d | grep '[sv]da$'; df -P -k / | awk 'NR == 2 { print $2 }'").split()
     assert disk == ("vda" if devices[-1].startswith("virtio-blk") else "sda")
@@ -183,9 +183,9 @@ def config_drive(guest: Guest) -> Path:
 @pytest.mark.parametrize("kind", DRIVES)
 def test_it_reads_a_config_drive_without_dhcp(guest: Guest, kind: str) -> None:
     """At once: it does not wait for an answer to DHCP, which it goes on asking for."""
-    machine, *devices = DRIVES[kind]
+    board, *devices = DRIVES[kind]
     drive = {"config": config_drive(guest)}
-    guest.start(machine, "virtio-blk-pci,drive=root", *devices, drives=drive, dhcp=False)
+    guest.start(board, "virtio-blk-pci,drive=root", *devices, drives=drive, dhcp=False)
     guest.says("ami-tty: user-data: exit code 0")
     said = [line.partition("ami-tty: ")[2] for line in guest.console().splitlines() if "ami-tty: " in line]
     assert said[:3] == ["address 10.9.8.7/255.255.255.0", "config drive ok", "ssh ready"]
