@@ -56,10 +56,11 @@ def is_taken(cloud: Machine, token: str, place: str = KEYSTONE) -> bool:
 
 
 def test_the_directory_is_a_domain_of_its_own(cloud: Machine) -> None:
-    users = {each["Name"] for each in cloud.openstack("user list --domain ldap")}
-    assert users == {"demo"}
-    services = {each["Name"] for each in cloud.openstack("user list --domain Default")}
-    assert {"admin", "nova", "neutron", "glance", "placement"} <= services and "demo" not in services
+    users = {each["Name"]: each["ID"] for each in cloud.openstack("user list --domain ldap")}
+    assert [*users] == ["demo"]
+    others = {each["Name"]: each["ID"] for each in cloud.openstack("user list --domain Default")}
+    assert {"admin", "demo", "nova", "neutron", "glance", "placement"} <= {*others}
+    assert users["demo"] not in others.values()
 
 
 def test_a_user_of_the_directory_boots_an_instance_until_disabled_there(cloud: Machine) -> None:
