@@ -116,7 +116,8 @@ class Guest:
         options = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR -o BatchMode=yes"
         command = ["ssh", "-i", str(self.key), *shlex.split(options), "-p", str(self.port), f"{user}@127.0.0.1", line]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+        if done.returncode:  # an error that `eventually` takes for "not yet"
+            raise OSError(f"{line}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
         return done.stdout.strip()
 
     def monitor(self, command: str, **arguments: Any) -> None:
