@@ -2564,9 +2564,7 @@ def make_image(name: str, builder: str, folder: str) -> None:
 
     def build() -> None:
         with step(f"Build the image {name}"):
-            known = distribution()
-            kernel = known.get(name, known["kernel"])
-            do(sys.executable, program, place, kernel, env=apt, hint=NETWORK)
+            do(sys.executable, program, place, distribution()["kernel"], env=apt, hint=NETWORK)
 
     key = "".join(digest(path) for path in sorted(program.parent.rglob("*")) if path.is_file())
     make_once(place / "made-from", key + platform.freedesktop_os_release()["VERSION_ID"], build)

@@ -6,7 +6,6 @@ import lzma
 import os
 import re
 import shutil
-import struct
 import subprocess
 import sys
 import tempfile
@@ -49,6 +48,7 @@ GOCUBSGO = "$6$amitty$ZKpWTXp0T671dA2/9Dl8c/uaxhtunk419q9e5cWnwij2N9F4g8yliDlZNj
 ETC = {
     "hostname": "ami-tty\n",
     "hosts": "127.0.0.1 localhost\n::1 localhost\n",
+    "shells": "/bin/sh\n/bin/bash\n",  # dropbear lets nobody in whose shell is not here
     "nsswitch.conf": "hosts: files dns\n",
     "filesystems": "ext4\nvfat\niso9660\n",
     "passwd": "root:x:0:0:root:/root:/bin/sh\ncirros:x:1000:1000:cirros:/home/cirros:/bin/bash\n",
@@ -97,35 +97,6 @@ def unpack(names: list[str], work: Path) -> Path:
         if archive.returncode:
             raise subprocess.CalledProcessError(archive.returncode, archive.args)
     return tree
-
-
-def write_kernel(package: Path, image: Path) -> None:
-    """The kernel as an ELF file without compression, which QEMU starts by its PVH entry.
-
-    An emulated processor takes six seconds to uncompress Debian 12's, which is in xz. What Python cannot uncompress stays.
-    """
-    data = package.read_bytes()
-    offset, length = struct.unpack_from("<II", data, 0x248)  # of the payload: the kernel's Documentation/x86/boot.rst
-    start = (data[0x1F1] + 1) * 512 + offset
-    if not data[start:].startswith(b"\xfd7zXZ\0"):
-        image.write_bytes(data)
-        return
-    image.write_bytes(only_loaded(lzma.LZMADecompressor().decompress(data[start : start + length])))
-
-
-def only_loaded(elf: bytes) -> bytes:
-    """The segments of an ELF file without what lies between and behind them, and without zeros at their ends."""
-    (table,), (size, count) = struct.unpack_from("<Q", elf, 32), struct.unpack_from("<HH", elf, 54)
-    head, parts = bytearray(elf[: table + size * count]), [b""]
-    for header in range(table, table + size * count, size):
-        offset, length = struct.unpack_from("<8xQ16xQ", elf, header)
-        part = elf[offset : offset + length].rstrip(b"\0") or b"\0"
-        struct.pack_into("<Q", head, header + 8, len(head) + sum(map(len, parts)))
-        struct.pack_into("<Q", head, header + 32, len(part))
-        parts.append(part)
-    struct.pack_into("<Q", head, 40, 0)  # no table of sections
-    struct.pack_into("<HHH", head, 58, 0, 0, 0)
-    return b"".join((head, *parts))
 
 
 def modules(tree: Path, wanted: list[str]) -> dict[str, bytes]:
@@ -275,7 +246,7 @@ def main(out: Path, kernel: str) -> None:
     with tempfile.TemporaryDirectory(prefix="ami-tty-") as name:
         work = Path(name)
         tree = unpack(packages(kernel), work)
-        write_kernel(next((tree / "boot").glob("vmlinuz-*")), out / "vmlinuz")
+        shutil.copyfile(next((tree / "boot").glob("vmlinuz-*")), out / "vmlinuz")
         build_initramfs(tree, work, out / "initrd")
         build_root(tree, work, out / "root.img")
 

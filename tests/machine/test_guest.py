@@ -35,7 +35,7 @@ BUSES = {
     "ide": ["pc", "ide-hd,drive=root"],
     "usb": ["q35", "qemu-xhci", "usb-storage,drive=root"],
 }
-DRIVERS = {"lsi53c895a": b"sym53c8xx.ko", "qemu-xhci": b"usb_storage.ko"}  # not in every kernel
+DRIVERS = {"lsilogic": "sym53c8xx", "sata": "ahci", "cdrom on SATA": "ahci", "usb": "usb_storage"}  # not in every kernel
 DRIVES = {  # the machine, the config drive's devices
     "cdrom on virtio-scsi": ["q35", "virtio-scsi-pci", "scsi-cd,drive=config"],
     "cdrom on SATA": ["q35", "ide-cd,drive=config"],
@@ -148,10 +148,16 @@ def guest(cloud: Machine, tmp_path: Path) -> Iterator[Guest]:
     one.stop()
 
 
-@pytest.mark.parametrize(("board", "devices"), [(first, rest) for first, *rest in BUSES.values()], ids=BUSES)
-def test_it_mounts_its_root_on_any_bus(guest: Guest, board: str, devices: list[str]) -> None:
-    if (driver := DRIVERS.get(devices[0], b"")) not in (guest.images / "initrd").read_bytes():
-        pytest.skip(f"this release's kernel has no {driver.decode()}")
+def skip_without_driver(guest: Guest, kind: str) -> None:
+    """The kernels for clouds, which are small, have not every driver."""
+    if kind in DRIVERS and f"/{DRIVERS[kind]}.ko".encode() not in (guest.images / "initrd").read_bytes():
+        pytest.skip(f"this release's kernel has no {DRIVERS[kind]}")
+
+
+@pytest.mark.parametrize("bus", BUSES)
+def test_it_mounts_its_root_on_any_bus(guest: Guest, bus: str) -> None:
+    skip_without_driver(guest, bus)
+    board, *devices = BUSES[bus]
     guest.start(board, *devices)
     guest.says("ami-tty: ssh ready")
     disk, blocks = guest.ssh("lsblk -n -o NAME -d | grep '[sv]da$'; df -P -k / | awk 'NR == 2 { print $2 }'").split()
@@ -184,6 +190,7 @@ def config_drive(guest: Guest) -> Path:
 @pytest.mark.parametrize("kind", DRIVES)
 def test_it_reads_a_config_drive_without_dhcp(guest: Guest, kind: str) -> None:
     """At once: it does not wait for an answer to DHCP, which it goes on asking for."""
+    skip_without_driver(guest, kind)
     board, *devices = DRIVES[kind]
     drive = {"config": config_drive(guest)}
     guest.start(board, "virtio-blk-pci,drive=root", *devices, drives=drive, dhcp=False)
