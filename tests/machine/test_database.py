@@ -150,6 +150,7 @@ def test_8_volumes_at_once(cloud: Machine) -> None:
     assert troubles(cloud) == []
 
 
+@pytest.mark.slow
 def test_backups_are_files_in_cinders_folder(cloud: Machine) -> None:
     """Where there is no swift."""
     create(cloud, "saved", "--size 1 --image ami-tty")
