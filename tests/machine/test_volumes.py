@@ -348,9 +348,9 @@ def test_volumes_size_bounds_all_projects(cloud: Machine) -> None:
 def test_terminate_deletes_volumes_whatever_state_they_are_in(cloud: Machine, holder: str) -> None:
     cloud.shell("openstack volume snapshot create --volume root of-it")
     becomes(cloud, "volume snapshot", "of-it", "available")
-    cloud.shell("openstack volume create --size 1 used")
-    becomes(cloud, "volume", "used", "available")
-    attach(cloud, "used", 1)
+    cloud.shell("openstack volume create --size 1 last")
+    becomes(cloud, "volume", "last", "available")
+    attach(cloud, "last", 1)
     cloud.shell("openstack volume set --state error root")
     cloud.nova("terminate")
     assert cloud.openstack("volume list --all-projects") == []
