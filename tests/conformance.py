@@ -68,7 +68,6 @@ FIXED: dict[str, dict[str, Any]] = {
     "compute": {
         "build_timeout": 600,  # a guest without KVM takes ten times as long
         "min_compute_nodes": 1,
-        "fixed_network_name": "private",
     },
     "compute-feature-enabled": {
         "resize": True,
