@@ -4,16 +4,18 @@
 A real OpenStack Nova on this machine by one command, and back again: nova.sh, for today's OpenStack.
 
   branch [SOURCE] [DIR]  fetch nova's source into DIR (default: nova)
-  install [DIR]          packages, OpenStack's environment, databases, the test image
+  install [DIR]          a Debian in DIR, OpenStack's environment, databases, the test image
   run [DIR]              a new cloud, every service in a window of one screen session; taken down when that ends
   run_detached [DIR]     the same in the background: the cloud stays up
   status [DIR] [--json]  windows, APIs, instances, addresses: a table; exit code 0 when all is well
+  attach [DIR]           come back to the session (Ctrl-a d leaves it)
+  shell [DIR] [COMMAND...]  a shell, or a command, where the cloud's programs are, with novarc sourced
   stop [DIR]             end every process and keep the cloud: users, images, networks, instances, volumes
   start [DIR]            bring that cloud back, also after a reboot: instances that ran run again
   terminate [DIR]        end every instance and every volume
   clean [DIR]            end the session and every process that it started
   scrub [DIR]            remove what a cloud left on the machine: bridges, rules, domains; nothing can be started then
-  uninstall [DIR] [--keep-cache]  remove the rest, packages too; tell what differs from before the first command
+  uninstall [DIR] [--keep-cache]  delete DIR; tell what differs on the machine from before the first run
   settings               every variable with its value and its meaning
 
 run does what is missing first, so one command is enough:  sudo python3 nova.py run
@@ -78,7 +80,9 @@ HERE = Path(__file__).resolve().parent
 TOOL = HERE / ".tool"  # nova.py's own environment and the downloads for it
 
 
-DRY_RUN = "--dry-run" in sys.argv  # changes are said and not made
+# What is ours of the command line: behind shell is a command of the user's.
+ARGUMENTS = sys.argv[1 : sys.argv.index("shell") + 1] if "shell" in sys.argv else sys.argv[1:]
+DRY_RUN = "--dry-run" in ARGUMENTS  # changes are said and not made
 NETWORK = "check the network and the package sources, then repeat: it goes on where it stopped"
 
 
@@ -196,7 +200,7 @@ FLAGS = ("-v", "-p", "--dry-run")
 VERB_WORDS = re.findall(r"^  (\w+) ", __doc__, re.MULTILINE)
 
 if __name__ == "__main__":
-    words = [w for w in sys.argv[1:] if w not in (*FLAGS, "--json", "--yes", "--keep-cache")]
+    words = [w for w in ARGUMENTS if w not in (*FLAGS, "--json", "--yes", "--keep-cache")]
     if {"-h", "--help", "help"} & set(words):
         print(__doc__.rstrip())
         sys.exit(0)
@@ -271,6 +275,7 @@ class Settings:
     LDAP_PASSWORD: str     = secret("password of cn=admin,LDAP_TREE")
     DEMO_PASSWORD: str     = secret("password of demo, alt_demo, the readers, and the directory's user demo")
     QUOTAS: bool           = setting(False,        "1: upstream's default quotas; 0: instances, cores and memory without limit")
+    DEBIAN_MIRROR: str     = setting("",           "where Debian's packages come from; the machine's own mirror when empty")
     USE_KSM: bool          = setting(True,         "1: where the kernel can, it keeps equal pages of the cloud's memory once")
 
     @property
@@ -316,18 +321,24 @@ GUEST_USER = "libvirt-qemu"  # owns the instances' QEMUs; libvirt does not start
 # For what reads and writes volumes: libvirt gives their files to guests, and those below a snapshot it does not take back.
 DISKS      = f"{PRIVSEP},{GUEST_USER}"
 ROOT       = "root"          # for what wires networks and starts instances
+# Their numbers, and that of the group of PRIVSEP, in ROOTFS, which nobody on the machine may have (check_machine).
+NUMBERS    = {USER: 28272, GUEST_USER: 28273, "nova-py-root": 28274}
 
 # The cloud's folder as its processes see it (private_mounts): short enough for sockets, the same wherever DIR is.
 HOME  = Path("/run/nova.py")
 STATE = HOME / "state"
+ROOTFS = STATE / "root"  # a Debian: the root file system of the cloud's programs, which have HOME in it as well
+CLONE = Path("/srv/nova.py")  # in there, this clone
 ENV   = STATE / "env"
+CLIENT = STATE / "client"  # the openstack command, by the machine's Python
 EC2   = STATE / "ec2"  # an environment of its own: ec2-api's last release wants older libraries
 CONF  = STATE / "conf"
+DOMAINS = ROOTFS / "etc/libvirt"  # below it, a file for each instance
 KEPT  = STATE / "kept.json"  # there while DIR has a whole cloud, up or not: what it was made with, for start
 KSM   = Path("/sys/kernel/mm/ksm")  # the kernel's same-page merging
 CONSOLE_PORTS = range(26000, 27000)  # the instances' VNC servers and serial ports, on loopback
 PATHS = dict(
-    HOME=HOME, STATE=STATE, CONF=CONF, ENV=ENV, EC2=EC2, BIN=ENV / "bin", USER=USER, GUEST_USER=GUEST_USER,
+    HOME=HOME, STATE=STATE, ROOTFS=ROOTFS, CONF=CONF, ENV=ENV, EC2=EC2, BIN=ENV / "bin", USER=USER, GUEST_USER=GUEST_USER,
     OVS=STATE / "ovs", OVSDB=f"unix:{STATE}/ovs/db.sock", MAC_PREFIX="fa:6e:70",
     RABBIT_PORT=35672, RABBIT_DIST_PORT=35673, EPMD_PORT=34369, TGT_PORT=33260, SWIFT_PORT=36200,
     LDAP_PORT=33890, LDAP_ADMIN_PORT=33891,
@@ -360,7 +371,7 @@ FOLDERS = (
     ("state/cinder",            USER),
     ("state/volumes",           PRIVSEP),
     ("state/swift",             USER),
-    ("state/libvirt/etc/hooks", ROOT),
+    ("state/root/etc/libvirt/hooks", ROOT),
     ("state/ldap",              USER),
 )
 
@@ -368,7 +379,8 @@ FOLDERS = (
 EMPTIED = (
     "state/mysql", "state/databases", "state/rabbit", "state/ovs", "state/nova", "state/glance/images", "state/neutron",
     "state/cinder", "state/volumes", "state/swift", "state/ldap", "state/opendj",
-    "state/libvirt/etc/qemu", "state/libvirt/etc/lxc", "state/libvirt/lib", "state/libvirt/run", "instances",
+    "state/root/etc/libvirt/qemu", "state/root/etc/libvirt/lxc", "state/root/var/lib/libvirt", "state/root/run/libvirt",
+    "state/root/run/netns", "state/root/tmp", "instances",
 )
 
 # What a cloud that was just made has in STATE; kept by the first run, copied by those that would make the same one.
@@ -376,18 +388,7 @@ NEW = ("databases", "glance/images", "ovs/ovnnb.db")
 
 # What start begins without: it ended with the processes that it was about. Messages do not outlive RabbitMQ; switches and
 # their ports are made anew by create_bridges and by nova.
-ENDED = ("state/rabbit", "state/libvirt/run", "state/ovs/conf.db")
-
-# libvirt, tgt and sudo's rules are the cloud's own: a folder of the machine, and the one under DIR that its processes see there.
-PRIVATE_FOLDERS = (
-    ("/etc/libvirt",       "state/libvirt/etc"),
-    ("/run/libvirt",       "state/libvirt/run"),
-    ("/var/lib/libvirt",   "state/libvirt/lib"),
-    ("/var/cache/libvirt", "state/libvirt/cache"),
-    ("/var/log/libvirt",   "state/libvirt/log"),
-    ("/etc/sudoers.d",     "state/sudo"),
-    ("/etc/tgt",           "state/tgt"),
-)
+ENDED = ("state/rabbit", "state/root/run/libvirt", "state/root/run/netns", "state/root/tmp", "state/ovs/conf.db")
 
 # A setting that puts a folder under DIR elsewhere: there, a folder of our own is mounted in its place.
 ELSEWHERE = (
@@ -433,13 +434,13 @@ CONFIG_FILES = (
     ("conf/lost-builds.py",        CONF / "lost-builds.py",       0o644, ROOT),
     ("conf/test.tmpl",             CONF / "test",                 0o644, ROOT),
     ("conf/screenrc.tmpl",         CONF / "screenrc",             0o644, ROOT),
-    ("conf/libvirtd.conf.tmpl",    Path("/etc/libvirt/libvirtd.conf"), 0o644, ROOT),
-    ("conf/qemu.conf.tmpl",        Path("/etc/libvirt/qemu.conf"),     0o644, ROOT),
-    ("conf/libvirt-hook.tmpl",     Path("/etc/libvirt/hooks/qemu"),    0o755, ROOT),
-    ("conf/libvirt-hook.tmpl",     Path("/etc/libvirt/hooks/lxc"),     0o755, ROOT),
-    ("conf/targets.conf.tmpl",     Path("/etc/tgt/targets.conf"),      0o644, ROOT),
-    ("conf/sudoers.tmpl",          Path("/etc/sudoers.d/nova-py"),     0o440, ROOT),
-    ("conf/rootwrap.conf.tmpl",    Path("/etc/sudoers.d/rootwrap.conf"), 0o644, ROOT),
+    ("conf/libvirtd.conf.tmpl",    ROOTFS / "etc/libvirt/libvirtd.conf", 0o644, ROOT),
+    ("conf/qemu.conf.tmpl",        ROOTFS / "etc/libvirt/qemu.conf",   0o644, ROOT),
+    ("conf/libvirt-hook.tmpl",     ROOTFS / "etc/libvirt/hooks/qemu",  0o755, ROOT),
+    ("conf/libvirt-hook.tmpl",     ROOTFS / "etc/libvirt/hooks/lxc",   0o755, ROOT),
+    ("conf/targets.conf.tmpl",     ROOTFS / "etc/tgt/targets.conf",    0o644, ROOT),
+    ("conf/sudoers.tmpl",          ROOTFS / "etc/sudoers.d/nova-py",   0o440, ROOT),
+    ("conf/rootwrap.conf.tmpl",    CONF / "rootwrap.conf",             0o644, ROOT),
     ("conf/keystone.ldap.conf.tmpl", CONF / "domains/keystone.ldap.conf", 0o600, USER),
     ("conf/tree.ldif.tmpl",        CONF / "tree.ldif",            0o600, ROOT),
     ("conf/slapd.conf.tmpl",       CONF / "slapd.conf",           0o600, USER),
@@ -479,7 +480,7 @@ SERVERS = (
     Service("vswitchd",     ROOT, "ovs-vswitchd --unixctl=$OVS/vswitchd.ctl $OVSDB", "$OVS/vswitchd.ctl"),
     Service("northd",       USER, "ovn-northd --unixctl=$OVS/northd.ctl --ovnnb-db=$OVSDB --ovnsb-db=$OVSDB", "$OVS/northd.ctl"),
     Service("libvirt",      ROOT, "tini -s -- setpriv --pdeathsig=KILL nice -n 10 libvirtd --pid-file $STATE/run/libvirtd.pid",
-                                  "/run/libvirt/libvirt-sock"),
+                                  "$ROOTFS/run/libvirt/libvirt-sock"),
     Service("ldap",         USER, "slapd -f $CONF/slapd.conf -h ldap://127.0.0.1:$LDAP_PORT -d none", "127.0.0.1:$LDAP_PORT"),
     Service("opendj",       ROOT, "bash $CONF/opendj", "127.0.0.1:$LDAP_PORT"),
     Service("tgt",          ROOT, "tgtd --foreground --iscsi portal=127.0.0.1:$TGT_PORT", "127.0.0.1:$TGT_PORT"),
@@ -668,14 +669,6 @@ GROUPS = (
     ("ec2",        EC2),
 )
 
-# what only the distribution has built for its Python: package, its files; OpenStack's environment sees them
-MODULES = (
-    ("python3-libvirt",  "libvirt*"),
-    ("python3-ldap",     "*ldap*"),   # and python3-ldappool
-    ("python3-ldap",     "ldif.py"),
-    ("python3-pyasn1",   "pyasn1*"),  # and its modules, which python3-ldap imports
-)
-
 # TEST   the modules of nova/tests/unit that it runs
 UNIT_TESTS = {
     "1": (
@@ -691,7 +684,7 @@ ONLY_WITH: dict[str, set[object]] = {
     "VOLUMES_SIZE": {"state/cinder", "state/volumes", "conf/cinder.conf.tmpl", "conf/rootwrap.conf.tmpl",
                      "conf/cinder_files.py", "volume-api", "volume-sched", "volume", "volume-backup",
                      ("cinder",), "cinder", "volumes", "snapshots", "backups"},
-    "VOLUMES_LVM":  {"/etc/tgt", "conf/targets.conf.tmpl", "tgt", "iscsi"},
+    "VOLUMES_LVM":  {"conf/targets.conf.tmpl", "tgt", "iscsi"},
     "USE_SWIFT":    {"state/swift", "state/conf/swift", "conf/swift.conf.tmpl", "conf/swift-proxy.conf.tmpl",
                      "conf/swift-store.conf.tmpl", "conf/swift_store.py", "conf/swift.nft.tmpl",
                      "objects", "objectstore", "swift"},
@@ -700,8 +693,7 @@ ONLY_WITH: dict[str, set[object]] = {
     "TEST":         {"unit-tests"},
     "MERGES":       {"ksm"},
     "USE_IPV6":     {"conf/nat6.nft.tmpl", "conf/forward6.nft.tmpl"},
-    "DIRECTORY":    {"state/conf/domains", "conf/keystone.ldap.conf.tmpl", "conf/tree.ldif.tmpl", "conf/demorc.tmpl",
-                     "python3-ldap", "python3-pyasn1"},
+    "DIRECTORY":    {"state/conf/domains", "conf/keystone.ldap.conf.tmpl", "conf/tree.ldif.tmpl", "conf/demorc.tmpl"},
     "DIRECTORY=slapd": {"state/ldap", "conf/slapd.conf.tmpl", "ldap"},
     "USE_OPENDJ":   {"conf/opendj.tmpl", "opendj"},
     "IMAGE=debian": {"debian-kernel", "debian-ramdisk", "debian"},
@@ -741,7 +733,7 @@ BARS = progress.Progress(
     progress.BarColumn(20),
     progress.TextColumn("{task.fields[said]}", markup=False),
     console=Console(stderr=True),
-    disable=not sys.stderr.isatty() or not {"-v", "--dry-run"}.isdisjoint(sys.argv),
+    disable=not sys.stderr.isatty() or not {"-v", "--dry-run"}.isdisjoint(ARGUMENTS),
     redirect_stdout=False,  # what programs read
     transient=True,
 )
@@ -773,7 +765,7 @@ def telling_full_disks(cfg: Settings) -> Iterator[None]:
     try:
         yield
     except (Failure, OSError) as error:
-        places = filter(None, (cfg.DIR, cfg.INSTANCES_PATH, cfg.LOCK_PATH, "/var/cache/apt", "/usr", tempfile.gettempdir()))
+        places = filter(None, (cfg.DIR, cfg.INSTANCES_PATH, cfg.LOCK_PATH))
         free = {str(place): shutil.disk_usage(nearest(Path(str(place)))).free >> 20 for place in places}
         full = [f"{place} ({megabytes} MiB free)" for place, megabytes in free.items() if megabytes < FULL]
         if not full or getattr(error, "code", 1) != 1:
@@ -869,24 +861,40 @@ def move(old: Path, new: Path) -> None:
     change(f"mv --no-target-directory {old} {new}", lambda: old.rename(new))
 
 
-# What commands say is read, by the log's reader at least; and a Python in front of the distribution's breaks its programs.
-PLAIN = {"LC_ALL": "C.UTF-8", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin"}
+# What commands say is read, by the log's reader at least; and in there a program has the machine's TMPDIR in vain.
+PLAIN = {"LC_ALL": "C.UTF-8", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin", "TMPDIR": "/tmp"}
 
 
-def do(*argv: object, user: str = ROOT, text: str = "", env: Mapping[str, str] = {}, cwd: object = "/", hint: str = "") -> None:
-    """Run a command that changes the machine; log all that it says; raise Failure with its last lines and `hint`.
+def do(
+    *argv: object,
+    user: str = ROOT,
+    text: str = "",
+    env: Mapping[str, str] = {},
+    cwd: object = "/",
+    hint: str = "",
+    outside: bool = False,
+) -> None:
+    """Run a command that changes something; log all that it says; raise Failure with its last lines and `hint`.
 
-    `text` is its standard input, `env` is added to its environment: secrets go there, argv is logged.
+    It is one of ROOTFS, as all of the cloud's; `outside`: one of the machine. `text` is its standard input, `env` is
+    added to its environment: secrets go there, argv is logged.
     """
     words = [str(word) for word in argv]
     if user != ROOT:
         words = ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", *words]
+    if str(cwd) != "/":
+        words = ["env", f"--chdir={cwd}", *words]
     line = [f"{name}={shlex.quote(value)}" for name, value in env.items() if DRY_RUN]  # secrets among them: not in the log
-    line += ["env", f"--chdir={cwd}"] if str(cwd) != "/" else []
-    change(" ".join([*line, shlex.join(words)]), lambda: carry_out(words, text, env, cwd, hint), text)
+    line += ["enter"] if DRY_RUN and not outside else []
+    change(" ".join([*line, shlex.join(words)]), lambda: carry_out(words if outside else entered(words), text, env, hint), text)
 
 
-def carry_out(words: list[str], text: str = "", env: Mapping[str, str] = {}, cwd: object = "/", hint: str = "") -> None:
+def entered(words: Sequence[str]) -> list[str]:
+    """A command of ROOTFS, as the machine calls it."""
+    return ["chroot", str(ROOTFS), *words]
+
+
+def carry_out(words: list[str], text: str = "", env: Mapping[str, str] = {}, hint: str = "") -> None:
     """Run a command for `do`."""
     tail: collections.deque[str] = collections.deque(maxlen=20)
     bar = getattr(AT_WORK, "bar", None)
@@ -897,13 +905,14 @@ def carry_out(words: list[str], text: str = "", env: Mapping[str, str] = {}, cwd
         if bar is not None:
             BARS.update(bar, said=line.strip()[:70])
 
-    options: Any = dict(_in=text, _out=keep, _err_to_out=True, _tty_out=False, _cwd=str(cwd))
+    options: Any = dict(_in=text, _out=keep, _err_to_out=True, _tty_out=False, _cwd="/")
     try:
         command(words, **options, _env={**os.environ, **PLAIN, **env})
     except sh.CommandNotFound:
         raise Failure(f"{words[0]} is not installed", "sudo python3 nova.py install") from None
     except sh.ErrorReturnCode as error:
-        raise Failure(f"{shlex.join(words)}\n  ended with exit code {error.exit_code}", hint, tuple(tail)) from None
+        said = shlex.join(words).removeprefix(shlex.join(entered(())) + " ")
+        raise Failure(f"{said}\n  ended with exit code {error.exit_code}", hint, tuple(tail)) from None
 
 
 def command(words: list[str], **options: Any) -> Any:
@@ -940,13 +949,15 @@ def interrupt(number: int, frame: object) -> None:
     INTERRUPTED.append(number)
 
 
-def ask(*argv: object, ok: tuple[int, ...] = (0,), default: str | None = None, errors: bool = False) -> str:
+def ask(
+    *argv: object, ok: tuple[int, ...] = (0,), default: str | None = None, errors: bool = False, outside: bool = False
+) -> str:
     """What a command says, stripped (with `errors` too); it must change nothing. `default`, where given, is for failures."""
     words = [str(word) for word in argv]
     log.debug("? %s", shlex.join(words))
     try:
         options: Any = dict(_in="", _tty_out=False, _ok_code=ok, _err_to_out=errors, _env={**os.environ, **PLAIN})
-        return str(command(words, **options)).strip()
+        return str(command(words if outside else entered(words), **options)).strip()
     except (sh.CommandNotFound, sh.ErrorReturnCode) as error:
         if default is not None or DRY_RUN:  # there, what would come first may have been what it asks about
             return default or ""
@@ -1053,14 +1064,16 @@ def render(text: str, cfg: Settings) -> str:
 def write_file(path: Path, content: str | bytes, mode: int = 0o644, owner: str = ROOT) -> None:
     """Write it whole or not at all, readable for nobody too early."""
     text = content if isinstance(content, str) else content.decode()
-    line = f"install --mode={mode:o} {owned_by(owner)} /dev/stdin {path}" + ("" if text else " </dev/null")
+    line = f"{owned_by('install', owner)} --mode={mode:o} /dev/stdin {path}" + ("" if text else " </dev/null")
     change(line, lambda: put_file(path, text, mode, owner), text)
 
 
-def owned_by(owner: str) -> str:
-    """As install is told it."""
+def owned_by(program: str, owner: str) -> str:
+    """How a program of coreutils is told whose something is; the cloud's users are known in ROOTFS alone."""
     user = owner.partition(":")[0]
-    return "--owner=${SUDO_UID:-0} --group=${SUDO_GID:-0}" if owner == "caller" else f"--owner={user} --group={user}"
+    if owner == "caller":
+        return f"{program} --owner=${{SUDO_UID:-0}} --group=${{SUDO_GID:-0}}"
+    return program if user == ROOT else f"enter {program} --owner={user} --group={user}"
 
 
 def put_file(path: Path, content: str, mode: int, owner: str) -> None:
@@ -1078,18 +1091,21 @@ def put_file(path: Path, content: str, mode: int, owner: str) -> None:
 
 
 def give(path: Path, owner: str) -> None:
-    """Make it `owner`'s; "caller" is who called sudo."""
-    user = pwd.getpwnam(owner.partition(":")[0] if owner != "caller" else ROOT)
-    uid, gid = user.pw_uid, user.pw_gid
+    """Make it `owner`'s: a user of ROOTFS; "caller" is who called sudo."""
+    uid, gid = 0, 0
     if owner == "caller":
-        uid, gid = int(os.environ.get("SUDO_UID", uid)), int(os.environ.get("SUDO_GID", gid))
+        uid, gid = int(os.environ.get("SUDO_UID", 0)), int(os.environ.get("SUDO_GID", 0))
+    elif owner != ROOT:
+        uid = gid = NUMBERS[owner.partition(":")[0]]
     os.chown(path, uid, gid, follow_symlinks=False)
 
 
-def record(*undo: object, lasting: bool = False, path: Path | None = None) -> None:
+def record(*undo: object, lasting: bool = False, outside: bool = False) -> None:
     """Write down the command that takes back what comes next, before it comes; `lasting`: what a reboot does not take back."""
-    line = shlex.join(map(str, undo))  # on a line of its own, wherever the last one was cut off
-    append(path or STATE / "record", f"\n{line}  # {checksum(line, '' if lasting else boot())}\n")
+    words = [str(word) for word in undo]
+    line = shlex.join(words if outside else entered(words))
+    # on a line of its own, wherever the last one was cut off
+    append(STATE / "record", f"\n{line}  # {checksum(line, '' if lasting else boot())}\n")
 
 
 def append(path: Path, text: str) -> None:
@@ -1115,70 +1131,111 @@ def boot() -> str:
     return kernel + first.rpartition(")")[2].split()[19] if kernel else ""
 
 
-def recorded(path: Path | None = None) -> list[str]:
-    """The lines of a record that are whole and still mean what they meant."""
-    lines = path.read_text(errors="replace").split("\n") if (path := path or STATE / "record").exists() else []
+def recorded() -> list[str]:
+    """The lines of the record that are whole and still mean what they meant."""
+    lines = lines_of(STATE / "record")
     sums = {line: line.rpartition("  # ") for line in lines if line}
     return [line for line in lines if line and sums[line][2] in (checksum(sums[line][0], each) for each in ("", boot()))]
 
 
-def undo_recorded(path: Path | None = None) -> None:
-    """Take back everything in a record, last first; a line is gone only when it was tried.
+def undo_recorded() -> None:
+    """Take back everything in the record, last first; a line is gone only when it was tried.
 
     What would delete disks of a cloud that is kept stays for scrub.
     """
-    lines, stay = recorded(path), list[str]()
+    lines, stay = recorded(), list[str]()
     while lines:
-        if not path and is_kept() and lines[-1].startswith(("rm ", "rmdir ", "vgremove ")):
+        words = shlex.split(lines[-1], comments=True)
+        inside = words[: len(entered(()))] == entered(())
+        if is_kept() and words[len(entered(())) if inside else 0] in ("rm", "rmdir", "vgremove"):
             stay.insert(0, lines.pop())
             continue
-        forgiven(do, *shlex.split(lines.pop(), comments=True))
-        write_file(path or STATE / "record", "".join(f"{line}\n" for line in lines + stay))
-
-
-def make_machine_folder(path: Path) -> None:
-    """A folder of the machine's, with those that it is in; uninstall removes what was not there before."""
-    for missing in [each for each in (path, *path.parents) if not each.exists()][::-1]:
-        if MACHINE.exists():
-            record("rmdir", missing, lasting=True, path=UNDOES)
-        do("mkdir", missing)
+        lines.pop()
+        forgiven(do, *words, outside=True)
+        write_file(STATE / "record", "".join(f"{line}\n" for line in lines + stay))
 
 
 NOT_OURS: list[str] = []  # what was mounted before private_mounts
 
 
 def private_mounts(cfg: Settings) -> None:
-    """DIR is at /run/nova.py, libvirt and network namespaces are the cloud's own: for nova.py and for all it starts.
+    """DIR is at /run/nova.py, and in ROOTFS, the root file system of all that is started: for nova.py and for them alone.
 
-    bootstrap called unshare, so nobody else sees these mounts: there is nothing to undo, the machine's own libvirt is
-    never touched, a home folder need not be opened for QEMU, and whoever has HOME mounted is a process of this cloud.
+    bootstrap called unshare, so nobody else sees these mounts: there is nothing to undo, a home folder need not be opened
+    for QEMU, and whoever has HOME mounted is a process of this cloud.
     """
     NOT_OURS[:] = lines_of("/proc/self/mountinfo")
-    make_machine_folder(HOME)
-    if DRY_RUN and not HOME.exists():
-        HOME.mkdir()
-        atexit.register(HOME.rmdir)
-        atexit.register(carry_out, ["umount", str(HOME)])
+    if not HOME.exists():
+        do("mkdir", HOME, outside=True)
+        if DRY_RUN:
+            HOME.mkdir()
+            atexit.register(HOME.rmdir)
+            atexit.register(carry_out, ["umount", "--recursive", str(HOME)])
     mount("--bind", cfg.DIR.resolve(), HOME)
-    if cfg.LIBVIRT_TYPE != "kvm" and Path("/dev/kvm").exists():
-        # Where the device is there but does not work, libvirt probes QEMU anew at every call: ten seconds an instance.
-        write_file(STATE / "no-kvm", "", 0o600)
-        mount("--bind", STATE / "no-kvm", "/dev/kvm")
-    make_machine_folder(Path("/run/netns"))
-    mount("-t", "tmpfs", "tmpfs", "/run/netns")
-    if cfg.LIBVIRT_TYPE == "lxc" and not has_cgroup2():
-        forgiven(do, "umount", "--recursive", "--lazy", CGROUPS)  # libvirt would look for groups where it finds version 2
-        mount("-t", "tmpfs", "tmpfs", CGROUPS)
-        for name in CONTROLLERS:
-            make_folder(CGROUPS / name)
-            mount("-t", "cgroup", "-o", name, "cgroup", CGROUPS / name)
+    if ROOT_MADE.exists():
+        mount_root(cfg)
 
 
 def mount(*words: object) -> None:
     """A mount that nobody sees but the cloud's processes and us; with --dry-run for us, where there is something to see."""
-    do("mount", *words)
+    do("mount", *words, outside=True)
     if DRY_RUN and all(Path(str(place)).exists() for place in words if str(place).startswith("/")):
         carry_out(["mount", *map(str, words)])
+
+
+def mount_root(cfg: Settings) -> None:
+    """What is in ROOTFS beside its packages: the kernel's file systems, this clone, DIR, and what is of this machine."""
+    mount("--bind", ROOTFS, ROOTFS)
+    for name in ("proc", "sys", "dev"):
+        mount("--rbind", f"/{name}", ROOTFS / name)
+    # modules for this kernel; the sockets of the machine's screen, which then shows our session; udev, for LVM
+    for place in ("/lib/modules", "/run/screen", "/run/udev"):
+        if Path(place).is_dir():
+            make_folder(ROOTFS / place[1:])
+            mount("--bind", place, ROOTFS / place[1:])
+    mount("--bind", HERE, ROOTFS / CLONE.relative_to("/"))
+    mount("-o", "remount,bind,ro", ROOTFS / CLONE.relative_to("/"))
+    mount("--make-shared", HOME)  # what is mounted in DIR later is there for both
+    mount("--bind", HOME, ROOTFS / HOME.relative_to("/"))
+    if cfg.LIBVIRT_TYPE != "kvm" and Path("/dev/kvm").exists():
+        # Where the device is there but does not work, libvirt probes QEMU anew at every call: ten seconds an instance.
+        write_file(STATE / "no-kvm", "", 0o600)
+        mount("--bind", STATE / "no-kvm", ROOTFS / "dev/kvm")
+    if cfg.LIBVIRT_TYPE == "lxc" and not has_cgroup2():
+        groups = ROOTFS / CGROUPS.relative_to("/")  # libvirt would look for groups where it finds version 2
+        forgiven(do, "umount", "--recursive", "--lazy", groups, outside=True)
+        mount("-t", "tmpfs", "tmpfs", groups)
+        for name in CONTROLLERS:
+            make_folder(groups / name)
+            mount("-t", "cgroup", "-o", name, "cgroup", groups / name)
+    write_machine_files()
+
+
+def write_machine_files() -> None:
+    """What ROOTFS has of this machine: its name, its name servers, and the certificates that it trusts."""
+    # A name of its own: what the network's DHCP calls this machine may change, and nova would take it for another host.
+    write_file(ROOTFS / "etc/hosts", f"127.0.0.1 localhost\n127.0.1.1 {socket.gethostname()}\n::1 localhost ip6-localhost\n")
+    write_file(ROOTFS / "etc/resolv.conf", name_servers())
+    for path in {os.environ.get(name, "") for name in CERTIFICATES} - {""}:
+        if Path(path).is_file():
+            make_folder((ROOTFS / path.lstrip("/")).parent)
+            write_file(ROOTFS / path.lstrip("/"), Path(path).read_bytes())
+
+
+# What names a file of certificates to the programs that install the cloud.
+CERTIFICATES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT")
+# Where systemd-resolved and NetworkManager name the servers that they ask themselves.
+RESOLVERS = ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf", "/run/NetworkManager/no-stub-resolv.conf")
+
+
+def name_servers() -> str:
+    """resolv.conf, of the first of RESOLVERS whose servers instances can reach too; of the first one if none is."""
+    for path in RESOLVERS:
+        found = [word.partition("%")[0] for word in re.findall(r"^nameserver\s+(\S+)", text_of(path), re.M)]
+        known = [ipaddress.ip_address(word) for word in found]
+        if any(not (each.is_loopback or each.is_link_local) for each in known):
+            return text_of(path)
+    return text_of(RESOLVERS[0])
 
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -1190,19 +1247,14 @@ def has_cgroup2() -> bool:
     return "memory" in text_of(CGROUPS / "cgroup.controllers")
 
 
-def private_libvirt(cfg: Settings) -> None:
-    """The rest of private_mounts; not before packages are installed, whose files belong to the machine."""
-    for machine, own in rows(cfg, PRIVATE_FOLDERS):
-        make_machine_folder(Path(machine))
-        make_folder(HOME / own)
-        mount("--bind", HOME / own, machine)
-
-
-def leave_mounts() -> None:
+def leave_mounts(cfg: Settings) -> None:
     """Out of the private mounts: what is removed from here on is the machine's."""
     ours = [line.split()[4] for line in lines_of("/proc/self/mountinfo") if line not in NOT_OURS]
     for place in reversed(ours if NOT_OURS else []):
-        forgiven(do, "umount", "--lazy", place)
+        forgiven(do, "umount", "--lazy", place, outside=True)
+    left = [line for line in lines_of("/proc/self/mountinfo") if f" {cfg.DIR.resolve()}/" in line]
+    if left and not DRY_RUN:
+        raise Failure(f"{left[0].split()[4]} is mounted, and would be deleted with {cfg.DIR}", "umount it first")
 
 
 def cloud_of(process: int | str) -> str:
@@ -1227,7 +1279,7 @@ def processes() -> list[psutil.Process]:
 
 def containers() -> list[str]:
     """The ids of the instances that are containers, as our libvirt has them."""
-    return re.findall("<uuid>(.*)</uuid>", "".join(path.read_text() for path in STATE.glob("libvirt/etc/lxc/*.xml")))
+    return re.findall("<uuid>(.*)</uuid>", "".join(path.read_text() for path in DOMAINS.glob("lxc/*.xml")))
 
 
 def send(number: signal.Signals, those: list[psutil.Process]) -> None:
@@ -1451,13 +1503,10 @@ def named(name: str, resource: Any) -> Any:
 
 # ---- The machine as it was: looked at before the first change, compared when all is undone ----
 
-# Kept for all clouds of this machine: how it was before the first command; what undoes what was done to it; the folders of
-# its clouds; what came with packages; and, while these are being installed, how it was before them, and which apt brings.
-MACHINE = Path("/var/lib/nova.py")
 LOCK = Path("/run/nova.py.lock")  # held by the one nova.py that is at work
 CALLER = f"/proc/{os.getppid() or 1}"  # who called; 0: somebody outside of this container
-BEFORE, UNDOES, CLOUDS = MACHINE / "before.json", MACHINE / "record", MACHINE / "clouds.json"
-BROUGHT, INSTALLING, COMING = MACHINE / "brought.json", MACHINE / "installing.json", MACHINE / "coming"
+BEFORE = STATE / "before.json"  # how the machine was before this cloud's first run
+AROUND = STATE / "around.json"  # the folders that were made for DIR to be in
 
 Seen = dict[str, str]  # names, and how each is
 
@@ -1466,21 +1515,6 @@ def contents(*patterns: str) -> Seen:
     """Small files and what they say."""
     found = [path for pattern in patterns for path in Path("/").glob(pattern)]
     return {str(path): path.read_text().strip() for path in found}
-
-
-def package_states() -> Seen:
-    """Every package that dpkg knows, and its state."""
-    said = ask("dpkg-query", "--show", "--showformat", "${db:Status-Status} ${Package}\n", default="").splitlines()
-    return {name: state for state, name in map(str.split, sorted(said)) if state != "not-installed"}
-
-
-def file_state(path: Path) -> str:
-    """Mode, owner and content of a file or folder, or where a link leads."""
-    seen = path.lstat()
-    if path.is_symlink():
-        return str(path.readlink())
-    content = digest(path)[:16] if path.is_file() else ""
-    return f"{seen.st_mode:o} {seen.st_uid}:{seen.st_gid} {content}".strip()
 
 
 def addresses() -> Seen:
@@ -1504,8 +1538,8 @@ def mounts() -> Seen:
 
 
 def said_by(program: str, *words: str) -> Seen | None:
-    """How often each line was said, counters and comments aside; None where the program is not installed."""
-    if not shutil.which(program):
+    """How often each line was said, counters and comments aside; None where there is no ROOTFS to look with."""
+    if not ROOT_MADE.exists():
         return None
     said = [re.sub(r" \[\d+:\d+\]$|^#.*", "", line) for line in ask(program, *words, default="").splitlines()]
     return {line: str(count) for line, count in collections.Counter(said).items()}
@@ -1517,18 +1551,10 @@ def listening() -> Seen:
     return {f"{each.laddr.ip}:{each.laddr.port}": psutil.Process(each.pid).name() for each in found if each.laddr}
 
 
-# files of /etc that programs renew by themselves
-RENEWED = re.compile(r"/etc/(ld\.so\.cache|resolv\.conf|mtab|adjtime|\.pwd\.lock|(passwd|shadow|group|gshadow|subuid|subgid)-)$")
-TOPS = ("/", "/var/lib", "/var/log", "/var/cache", "/var/spool")
 KERNEL = [f"proc/sys/net/ipv6/conf/*/{name}" for name in ("forwarding", "accept_ra", "disable_ipv6")]
 
 # what a machine has, and how that is seen
 LOOKS: dict[str, Callable[[], Seen | None]] = {
-    "packages":   package_states,
-    "users":      lambda: {line.partition(":")[0]: line for line in lines_of("/etc/passwd")},
-    "groups":     lambda: {line.partition(":")[0]: line for line in lines_of("/etc/group")},
-    "files":      lambda: {str(path): file_state(path) for path in Path("/etc").rglob("*") if not RENEWED.search(str(path))},
-    "folders":    lambda: {str(path): "" for top in TOPS for path in Path(top).glob("*") if path != MACHINE},
     "interfaces": lambda: contents("sys/class/net/*/flags"),
     "addresses":  addresses,
     "routes":     ways,
@@ -1544,52 +1570,18 @@ LOOKS: dict[str, Callable[[], Seen | None]] = {
     "ports":      listening,
     "processes":  lambda: {f"process {each.pid}": cloud for each in psutil.process_iter() if (cloud := cloud_of(each.pid))},
 }  # fmt: skip
-OF_PACKAGES = ("packages", "users", "groups", "files", "folders")  # what packages bring
 
 
-def look_at_machine(names: Sequence[str] = tuple(LOOKS)) -> dict[str, Seen | None]:
+def look_at_machine() -> dict[str, Seen | None]:
     """What LOOKS shows now."""
-    return {name: LOOKS[name]() for name in names}
+    return {name: look() for name, look in LOOKS.items()}
 
 
-def keep_look(cfg: Settings, before: dict[str, Seen | None], made: list[Path]) -> None:
-    """For uninstall: how the machine was before the first command of all, and that DIR has a cloud, made with these folders."""
-    if not MACHINE.exists():
-        do("mkdir", "--mode=700", "--parents", MACHINE)
+def keep_look() -> None:
+    """For uninstall: how the machine is before the first run changes anything of it."""
     if not BEFORE.exists():
-        change(f"# note in {BEFORE} how this machine is", lambda: put_file(BEFORE, json.dumps(before), 0o600, ROOT))
-    for folder in reversed(made):
-        record("rmdir", folder, lasting=True, path=UNDOES)
-    if str(cfg.DIR) not in (known := kept(CLOUDS)):
-        write_file(CLOUDS, json.dumps({**known, str(cfg.DIR): ""}), 0o600)
-
-
-def other_folders(cfg: Settings) -> list[str]:
-    """Where other clouds of this machine are."""
-    return [folder for folder in kept(CLOUDS) if folder != str(cfg.DIR) and Path(folder, "state/tree.json").exists()]
-
-
-def note_brought() -> None:
-    """Packages have come, or some of them: with what. Now there may be programs that show what was not seen before."""
-
-    def note() -> None:
-        was, now, brought, before = kept(INSTALLING), look_at_machine(OF_PACKAGES), kept(BROUGHT), kept(BEFORE)
-        new = {what: sorted((now[what] or {}).keys() - was[what]) for what in OF_PACKAGES}
-        ours = {*brought.get("packages", ()), *re.findall(r"^(\S+) - <", text_of(COMING), re.M)}  # -: it was not there
-        if {*new["packages"]} - ours:  # somebody else's came meanwhile: whose files and users these are cannot be told
-            new = {what: [] for what in OF_PACKAGES}
-        if (dpkgs := Path("/var/log/dpkg.log")).exists():  # a call that was cut off: what is younger is not of packages
-            for what in ("files", "folders"):
-                new[what] = [name for name in new[what] if Path(name).lstat().st_ctime <= dpkgs.stat().st_mtime + 1]
-        for what in ("users", "groups"):  # no people
-            new[what] = [name for name in new[what] if int((now[what] or {})[name].split(":")[2]) < 1000]
-        brought = {what: sorted({*brought.get(what, ()), *new[what]}) for what in OF_PACKAGES}
-        brought["packages"] = sorted(ours & (now["packages"] or {}).keys())  # others may be the user's one day
-        put_file(BROUGHT, json.dumps(brought), 0o600, ROOT)
-        unseen = [what for what in LOOKS if before.get(what) is None]
-        put_file(BEFORE, json.dumps({**before, **look_at_machine(unseen)}), 0o600, ROOT)
-
-    change(f"# note in {BROUGHT} what comes with these packages", note)
+        seen = None if DRY_RUN else json.dumps(look_at_machine())
+        change(f"# note in {BEFORE} how this machine is", lambda: put_file(BEFORE, str(seen), 0o600, ROOT))
 
 
 def differences(before: Mapping[str, Seen | None], now: Mapping[str, Seen | None]) -> list[dict[str, Any]]:
@@ -1668,6 +1660,7 @@ WORDS = (
       for place in ("INSTANCES_PATH", "LOCK_PATH", "OPENDJ_PACKAGE")),
     ("VOLUMES_SIZE",   r"0|[1-9][0-9]{0,3}",          "how many GiB, 9999 at most, or 0"),
     ("LDAP_URL",       r"(ldaps?://[\w.-]+(:(6[0-4]\d{3}|[1-5]?\d{1,4}))?/?)?", "it looks like ldap://HOST or ldaps://HOST:PORT"),
+    ("DEBIAN_MIRROR",  r"(https?://[\w.:/~+-]+)?",      "it looks like http://deb.debian.org/debian"),
     ("LDAP_TREE",      r"(dc|o)=[\w-]+(,[a-z]+=[\w-]+)*", "it looks like dc=nova,dc=sh, or like o=nova"),
 )  # fmt: skip
 
@@ -1710,7 +1703,7 @@ def check_elsewhere(cfg: Settings) -> None:
         if not (value := getattr(cfg, name)):
             continue
         path, there, chosen = Path(value).resolve(), nearest(Path(value).resolve()), f"{name}={value}"
-        for taken in (cfg.DIR.resolve(), HOME, *(Path(machine) for machine, _ in PRIVATE_FOLDERS)):
+        for taken in (cfg.DIR.resolve(), HOME):
             why = f"it and {taken} must lie beside each other; leave it empty for a folder in {cfg.DIR}"
             refuse_if(path.is_relative_to(taken) or taken.is_relative_to(path), f"{chosen}: {why}")
         refuse_if(not there.is_dir(), f"{chosen}: {there} is not a folder")
@@ -1738,7 +1731,7 @@ def check_directory(cfg: Settings) -> None:
     if not cfg.USE_OPENDJ:
         return
     path, asked = Path(cfg.OPENDJ_PACKAGE), ("dpkg-deb", "--field", cfg.OPENDJ_PACKAGE, "Package")
-    inside = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else ask(*asked, default="").split()
+    inside = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else ask(*asked, default="", outside=True).split()
     wanted = "USE_OPENDJ=1 wants the path of OpenDJ's .zip or .deb here, because no distribution has it"
     refuse_if({"opendj/setup", "opendj"}.isdisjoint(inside), f"OPENDJ_PACKAGE={cfg.OPENDJ_PACKAGE}: {wanted}")
 
@@ -1845,27 +1838,21 @@ def routes6() -> list[tuple[ipaddress.IPv6Network, str]]:
     return [(ipaddress.IPv6Network((int(row[0], 16), int(row[1], 16))), row[-1]) for row in rows]
 
 
-def distribution() -> dict[str, Any]:
-    """This distribution's row of conf/packages.toml, with the packages of every one; Failure for one it does not know."""
-    release = platform.freedesktop_os_release()
-    name = f"{release['ID']}-{release.get('VERSION_ID')}"
-    table = tomllib.loads((HERE / "conf/packages.toml").read_text())
-    if name not in table["distributions"]:
-        known = ", ".join(table["distributions"])
-        raise Failure(f"this is {name}, and conf/packages.toml knows {known}", "add a row of its names there")
-    return {**table, **table["distributions"][name]}
+def package_table() -> dict[str, Any]:
+    """conf/packages.toml."""
+    return tomllib.loads((HERE / "conf/packages.toml").read_text())
 
 
 def packages(cfg: Settings) -> set[str]:
     """The names of the packages that these settings ask for."""
-    here = distribution()
-    asked = [names for setting, names in here["only_with"].items() if asked_for(cfg, setting)]
-    return {name for names in (here["packages"], *asked) for name in names}
+    known = package_table()
+    asked = [names for setting, names in known["only_with"].items() if asked_for(cfg, setting)]
+    return {name for names in (known["packages"], *asked) for name in names}
 
 
 def check_machine(cfg: Settings) -> None:
-    """Memory, disk, ports, distribution: everything that would end a run half-way, told before it begins."""
-    distribution()
+    """Memory, disk, ports, users: everything that would end a run half-way, told before it begins."""
+    check_older_clouds()
     if platform.machine() != "x86_64":
         raise Failure(f"this machine is a {platform.machine()}: the test image was made for x86_64 only")
     if not Path("/dev/net/tun").exists():
@@ -1877,6 +1864,9 @@ def check_machine(cfg: Settings) -> None:
         raise Failure(f"{free / 2**30:.1f} GiB of memory free, and a cloud needs 3", "end other programs first")
     needed = 1 if (cfg.DIR / "state/env/made-from").exists() else 4
     place = nearest(cfg.DIR)
+    check_file_system(place)
+    if not ROOT_MADE.exists() and not (shutil.which("apt-get") or shutil.which("mmdebstrap")):
+        raise Failure("neither apt-get nor mmdebstrap is here to make a Debian in DIR with", "install mmdebstrap")
     if cfg.USE_SWIFT:
         check_attributes(place)
     if (free := shutil.disk_usage(place).free) < needed << 30:
@@ -1889,6 +1879,36 @@ def check_machine(cfg: Settings) -> None:
         raise Failure(f"LDAP_URL={cfg.LDAP_URL}: nobody answers there", code=2)
     if taken := sorted({*BRIDGES, "ovs-system"} & set(netifaces.interfaces())):
         raise Failure(f"this machine has an interface {taken[0]}{holder(taken[0])}, and a cloud makes its own", "remove it first")
+
+
+# What nova.py kept on the machine when it still installed packages there.
+OLDER = Path("/var/lib/nova.py")
+
+
+def check_older_clouds() -> None:
+    """A cloud of 0.1 has its packages on the machine, and only 0.1 knows which these are."""
+    if OLDER.exists():
+        folders = ", ".join(kept(OLDER / "clouds.json")) or "unknown"
+        way = "take it away with that version: git checkout 0.1.0; sudo python3 nova.py uninstall FOLDER"
+        raise Failure(f"packages of an older nova.py (0.1) are installed on this machine, for the cloud in {folders}", way)
+
+
+def check_file_system(place: Path) -> None:
+    """The file system of DIR can hold programs, sudo among them, and files of several owners."""
+    flags = os.statvfs(place).f_flag
+    for flag, name in ((os.ST_NOEXEC, "noexec"), (os.ST_NOSUID, "nosuid"), (os.ST_RDONLY, "read-only")):
+        refuse_if(flags & flag, f"{place} is on a file system that is mounted {name}, and the cloud's programs are to be there")
+    try:
+        with tempfile.NamedTemporaryFile(dir=place) as file:
+            os.chown(file.fileno(), NUMBERS[USER], NUMBERS[USER])
+            owned = os.fstat(file.fileno()).st_uid == NUMBERS[USER]
+    except OSError:
+        owned = False
+    refuse_if(not owned, f"{place} is on a file system whose files have no owners, and the cloud's have several")
+    for name, number in NUMBERS.items():
+        with contextlib.suppress(KeyError):
+            taken = pwd.getpwuid(number).pw_name
+            raise Failure(f"the user {taken} of this machine has the number {number}, which is the cloud's {name}'s", code=2)
 
 
 def holder(tap: str) -> str:
@@ -1914,7 +1934,8 @@ def check_virtualization(kind: str) -> None:
     """KVM runs a guest here: that the device is there proves nothing; the kernel has what libvirt puts containers into."""
     if kind == "kvm":
         probe = ("timeout", "--signal=KILL", 5, sys.executable, HERE / "conf/kvm-probe.py")
-        said = ask(*probe, ok=(0, 1), default="a guest that needs a tenth of a second has not ended after five")
+        slow = "a guest that needs a tenth of a second has not ended after five"
+        said = ask(*probe, ok=(0, 1), default=slow, outside=True)
         refuse_if(said != "it ran", f"LIBVIRT_TYPE=kvm: /dev/kvm is there but does not work ({said})", "use qemu")
     if kind == "lxc" and not has_cgroup2():
         known, why = text_of("/proc/cgroups"), f"no control groups {', '.join(CONTROLLERS)}, and libvirt puts containers there"
@@ -2009,7 +2030,9 @@ def branch(cfg: Settings, word: str = "") -> None:
     if source.kind == "moved":
         say(f"{source.url}: Launchpad ended Bazaar hosting; nova lives at {NOVAS_HOME} now, so it comes from there")
         source = Source("git", NOVAS_HOME)
-    if needed := distribution()["sources"].get(source.kind):
+    make_root(cfg)
+    is_git = source.kind == "folder" and Path(source.url, ".git").exists()
+    if needed := package_table()["sources"].get("git" if is_git else source.kind):
         install_packages(set(needed))
     with step("Fetch nova's source"):
         fresh = fetch(cfg, source)
@@ -2038,12 +2061,13 @@ def fetch(cfg: Settings, source: Source) -> Path:
         do("brz", "branch", "--quiet", "--", url, fresh, **more)
     elif kind == "folder":
         refuse_if(cfg.DIR.resolve().is_relative_to(url), f"SOURCE {url}: {cfg.DIR} is inside of it", "name a DIR elsewhere")
-        do("cp", "--archive", "--reflink=auto", "--no-target-directory", url, fresh)
+        do("cp", "--archive", "--reflink=auto", "--no-target-directory", url, fresh, outside=True)
         if (fresh / ".git").is_file():  # of a linked work tree: what is committed here would change that one
             remove(fresh / ".git")
     else:
         make_folder(fresh)
-        do("tar", "--extract", "--no-same-owner", "--file", url or released(ref), "--directory", fresh)
+        packed = url or released(ref)
+        do("tar", "--extract", "--no-same-owner", "--file", packed, "--directory", fresh, outside=bool(url))
         if len(inside := [fresh / "nova-*"] if DRY_RUN else list(fresh.iterdir())) == 1:
             return inside[0]
     return fresh
@@ -2160,10 +2184,7 @@ def install(cfg: Settings, for_a_new_one: bool = False) -> None:
         remove(KEPT)  # from now on there is nothing to start
     if not tree()["whole"]:
         branch(cfg)
-    in_parallel(lambda: install_packages(packages(cfg)), lambda: install_openstack(cfg))
-    private_libvirt(cfg)
-    make_users()
-    link_modules(cfg)
+    in_parallel(lambda: install_packages(packages(cfg)), lambda: install_openstack(cfg), install_client)
     link_plugins()
     use_elsewhere(cfg)
     make_folders(cfg)
@@ -2172,75 +2193,140 @@ def install(cfg: Settings, for_a_new_one: bool = False) -> None:
     in_parallel(lambda: make_databases(cfg), *images, lambda: unpack_novnc(cfg), lambda: fetch_image(cfg))
 
 
-APT_CONFIG = STATE / "cache/apt/conf"
-QUIET = {"DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_SUSPEND": "1"}
+RELEASE = "trixie"  # Debian 13
+ROOT_MADE = STATE / "root.made-from"  # there when ROOTFS has its first packages, apt among them
+APT = STATE / "cache/apt"
+QUIET = {"DEBIAN_FRONTEND": "noninteractive"}
+MIRRORS = ("http://deb.debian.org/debian", "http://deb.debian.org/debian-security")
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+
+
+def make_root(cfg: Settings) -> None:
+    """A small Debian in ROOTFS: what every Debian has, apt, Python. Made once, by this machine's apt and dpkg, or mmdebstrap.
+
+    They have a configuration of their own for it, so that those of the machine stay as they are: its sources, lists and
+    packages. apt checks the signatures.
+    """
+    if text_of(ROOT_MADE) == RELEASE:
+        return
+    with step(f"Make a Debian ({RELEASE}) in DIR"):
+        remove(ROOTFS)
+        first = unpack_first(cfg) if shutil.which("apt-get") else bootstrap_first(cfg)
+        for name in ("run/nova.py", "run/lock", "srv/nova.py"):
+            make_folder(ROOTFS / name)
+        own_folder(ROOTFS / "run/screen", ROOT, 0o775)
+        mount_root(cfg)
+        do("dpkg", "--install", "--force-depends", *first, env=QUIET)
+        do("chgrp", "utmp", "/run/screen")
+        make_users()
+        write_file(ROOT_MADE, RELEASE)
+
+
+def unpack_first(cfg: Settings) -> list[Path]:
+    """Unpack the first packages into ROOTFS: their files, which the dpkg that is in them is then to install properly."""
+    make_folder(APT / "archives/partial")
+    for name in ("apt.conf.d", "preferences.d", "sources.list.d"):
+        make_folder(ROOTFS / "etc/apt" / name)
+    make_folder(ROOTFS / "var/lib/apt/lists/partial")
+    make_folder(ROOTFS / "var/lib/dpkg")
+    write_file(ROOTFS / "var/lib/dpkg/status", "")
+    write_root_files()
+    write_file(ROOTFS / "etc/apt/sources.list.d/debian.sources", sources(cfg))
+    write_file(ROOTFS / "etc/apt/apt.conf.d/machine", ask("apt-config", "dump", "Acquire", default="", outside=True) + "\n")
+    known = {"ROOTFS": ROOTFS, "APT": APT, "MACHINE": ask("dpkg", "--print-architecture", outside=True)}
+    write_file(APT / "conf", string.Template((HERE / "conf/apt.conf.tmpl").read_text()).substitute(known))
+    more: Any = {"env": {"APT_CONFIG": str(APT / "conf"), **QUIET}, "hint": NETWORK, "outside": True}
+    do("apt-get", "-qq", "update", **more)
+    do("apt-get", "-qq", "autoclean", **more)  # of an earlier time: DIR may have kept its downloads
+    do("apt-get", "-qq", "-y", "--download-only", "install", "?essential", *FIRST, **more)
+    first = sorted((APT / "archives/first").glob("*.deb")) or [APT / "archives/first/EACH.deb"]
+    for file in first:
+        do("dpkg-deb", "--extract", file, ROOTFS, outside=True)
+    return first
+
+
+def bootstrap_first(cfg: Settings) -> list[Path]:
+    """The same by mmdebstrap, which also installs them, where this machine has no apt."""
+    options = ("--quiet", "--mode=root", "--variant=apt", f"--include={','.join(FIRST)}")
+    do("mmdebstrap", *options, RELEASE, ROOTFS, cfg.DEBIAN_MIRROR or MIRRORS[0], hint=NETWORK, outside=True)
+    write_root_files()
+    return []
+
+
+def write_root_files() -> None:
+    """How apt and dpkg work in ROOTFS."""
+    for path, text, mode in ROOT_FILES:
+        make_folder((ROOTFS / path).parent)
+        write_file(ROOTFS / path, text, mode)
+
+
+FIRST = ("apt", "ca-certificates", "passwd", "python3")  # beside what is essential: for what is done at once
+UNREAD = ("doc", "doc-base", "info", "lintian", "locale", "man")  # below /usr/share
+# file in ROOTFS, its text, mode
+ROOT_FILES = (
+    ("etc/apt/apt.conf.d/nova-py",  f'Dir::Cache "{APT}";\nAPT::Sandbox::User "root";\nAPT::Install-Recommends "false";\n'
+                                    'Acquire::Languages "none";\nAcquire::Retries "3";\n', 0o644),
+    # What is here can be made anew, so nothing waits for the disk.
+    ("etc/dpkg/dpkg.cfg.d/nova-py", "\n".join(["force-unsafe-io", *(f"path-exclude=/usr/share/{name}/*" for name in UNREAD), ""]),
+                                    0o644),
+    # Packages start their services; the cloud starts its own.
+    ("usr/sbin/policy-rc.d",        "#!/bin/sh\nexit 101\n", 0o755),
+)  # fmt: skip
+
+
+def sources(cfg: Settings) -> str:
+    """What apt is told of RELEASE."""
+    mirror, security = mirrors(cfg)
+    form = "Types: deb\nURIs: {}\nSuites: {}\nComponents: main\nSigned-By: {}\n"
+    suites = ((mirror, f"{RELEASE} {RELEASE}-updates"), (security, f"{RELEASE}-security"))
+    return "\n".join(form.format(*row, keyring()) for row in suites)
+
+
+def mirrors(cfg: Settings) -> tuple[str, str]:
+    """Where Debian is, and its security updates: DEBIAN_MIRROR, or where this Debian has its own from."""
+    here, found = platform.freedesktop_os_release(), dict[str, str]()
+    if here["ID"] == "debian" and not cfg.DEBIAN_MIRROR:
+        targets = ("apt-get", "indextargets", "--format", "$(RELEASE) $(REPO_URI)", "Created-By: Packages")
+        lines = ask(*targets, default="", outside=True).splitlines()
+        found = dict(words for line in lines if len(words := line.split()) == 2 and words[1].startswith("http"))
+    release = here.get("VERSION_CODENAME", "")
+    return found.get(release) or cfg.DEBIAN_MIRROR or MIRRORS[0], found.get(f"{release}-security") or MIRRORS[1]
+
+
+def keyring() -> Path:
+    """The keys of Debian's archive: this machine's, or those of the package that its own apt vouches for."""
+    if KEYRING.exists():
+        return KEYRING
+    place = APT / "keyring"
+    make_folder(place)
+    write_file(place / "conf", f'Dir::State::lists "{place}/lists";\nDir::Cache "{place}";\nAPT::Sandbox::User "root";\n')
+    more: Any = {"env": {"APT_CONFIG": str(place / "conf")}, "hint": NETWORK, "outside": True, "cwd": place}
+    do("apt-get", "-qq", "update", **more)
+    do("apt-get", "-qq", "download", KEYRING.stem, **more)
+    do("dpkg-deb", "--extract", *([*place.glob("*.deb")] or [place / "KEYRING.deb"]), place, outside=True)
+    return place / KEYRING.relative_to("/")
 
 
 def install_packages(names: set[str]) -> None:
-    """One apt transaction for what is missing; services that packages bring do not start, now or at the next boot."""
-    if not APT_CONFIG.exists():  # apt's lists and downloads are in DIR, the lists as the machine has them to begin with
-        do("mkdir", "--parents", APT_CONFIG.parent / "archives/partial")
-        do("cp", "--archive", "--reflink=auto", "--no-target-directory", "/var/lib/apt/lists", APT_CONFIG.parent / "lists")
-    write_file(APT_CONFIG, string.Template((HERE / "conf/apt.conf.tmpl").read_text()).substitute(PATHS, COMING=COMING))
-    missing = sorted(names - installed(package_states()))
-    if not missing and not INSTALLING.exists():
+    """What is missing of these packages in ROOTFS, with what they need, by one transaction of apt."""
+    states = package_states()
+    missing = sorted(names - {name for name, state in states.items() if state == "install ok installed"})
+    halves = [name for name, state in states.items() if state.split()[-1] not in ("installed", "config-files")]
+    if not missing and not halves:
         return
-    apt, options = ("apt-get", "--config-file", APT_CONFIG, "-qq"), ("-y", "--no-install-recommends", "--no-remove")
     with step(f"Install {len(missing)} packages and what they need"):
-        wait_for("dpkg (another program is installing packages)", dpkg_is_free, 300)
-        with no_services():
-            do("dpkg", "--configure", "-a", env=QUIET)  # what a call that was cut off left half-way
-            do(*apt, "update", hint=NETWORK)
-            do(*apt, "install", *options, *missing, env=QUIET, hint=NETWORK)  # COMING is told what comes before it does
+        if halves:  # of a call that was cut off
+            do("dpkg", "--configure", "-a", env=QUIET)
+        lists = stat_of(ROOTFS / "var/lib/apt/lists")
+        if lists and lists.st_mtime < time.time() - 3600:
+            do("apt-get", "-qq", "update", hint=NETWORK)
+        do("apt-get", "-qq", "-y", "install", *missing, env=QUIET, hint=NETWORK)
 
 
-def installed(states: Seen) -> set[str]:
-    """The names of the packages that are there."""
-    return {name for name, state in states.items() if state == "installed"}
-
-
-def dpkg_is_free() -> bool:
-    """Raises BlockingIOError while somebody else has dpkg's lock."""
-    with open("/var/lib/dpkg/lock-frontend", "a") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return True
-
-
-POLICY = Path("/usr/sbin/policy-rc.d")
-NO_SERVICES = "#!/bin/sh\n# written by nova.py while it installs packages\nexit 101\n"
-
-
-@contextlib.contextmanager
-def no_services() -> Iterator[None]:
-    """Packages start their services and enable them for the next boot; the cloud starts its own, so neither here."""
-    if not INSTALLING.exists():
-        seen = json.dumps(look_at_machine(OF_PACKAGES))
-        change(f"# note in {INSTALLING} how this machine is", lambda: put_file(INSTALLING, seen, 0o600, ROOT))
-    if not POLICY.exists():
-        write_file(POLICY, NO_SERVICES, 0o755)
-    try:
-        yield
-    finally:
-        remove_policy()
-        note_brought()
-    if DRY_RUN:
-        print("# disable each service that these packages bring:  rm /etc/systemd/system/*.*/UNIT")
-        return print(f"rm --recursive --force {POLICY}\nrm --force {INSTALLING} {COMING}")
-    new = {name for name in kept(BROUGHT)["packages"] if kept(INSTALLING)["packages"].get(name) != "installed"}
-    files = ask("dpkg-query", "--listfiles", *sorted(new)) if new else ""
-    units = re.findall(r"/systemd/system/([^/\s]+)$", files, re.M)
-    for unit in units:  # without the link it counts as disabled by the owner; Debian 13's helper goes round and round in Also=
-        remove(*Path("/etc/systemd/system").glob(f"*.*/{unit}"))
-    for script in re.findall(r"^/etc/init\.d/([^/\s]+)$", files, re.M):
-        if f"{script}.service" not in units:  # slapd has none
-            do("update-rc.d", script, "disable")
-    do("rm", "--force", INSTALLING, COMING)
-
-
-def remove_policy() -> None:
-    """The file that keeps services from starting, when it is ours."""
-    if text_of(POLICY) == NO_SERVICES:
-        remove(POLICY)
+def package_states() -> dict[str, str]:
+    """What the dpkg of ROOTFS knows: each package's name and its state, of three words."""
+    found = re.findall(r"^Package: (\S+)\nStatus: (.*)$", text_of(ROOTFS / "var/lib/dpkg/status"), re.M)
+    return dict(found)
 
 
 def install_openstack(cfg: Settings) -> None:
@@ -2266,9 +2352,20 @@ def make_environment() -> None:
 
 
 def empty_environment(place: Path) -> None:
-    """One with the distribution's python3, for which its modules (MODULES) are built, and what builds what has no wheel."""
-    uv("venv", "--clear", "--relocatable", "--python", "/usr/bin/python3", place)
+    """One with python3 of ROOTFS, whose modules it sees (libvirt's, ldap's), and what builds what has no wheel."""
+    uv("venv", "--clear", "--relocatable", "--system-site-packages", "--python", "/usr/bin/python3", place)
     install_group("cloud-build", place)
+
+
+def install_client() -> None:
+    """The openstack command, for this machine's python3: for every user of the machine."""
+
+    def make() -> None:
+        with step("Install the openstack command"):
+            uv("venv", "--clear", "--relocatable", "--python", sys._base_executable, CLIENT, outside=True)  # type: ignore[attr-defined]
+            install_group("client", CLIENT, outside=True)
+
+    make_once(CLIENT / "made-from", digest(HERE / "uv.lock"), make)
 
 
 def tree_version() -> str:
@@ -2288,24 +2385,25 @@ def add_group(group: str, place: Path) -> None:
         compile_python(site_packages(place))
 
 
-def install_group(group: str, place: Path, *but: str) -> None:
+def install_group(group: str, place: Path, *but: str, outside: bool = False) -> None:
     """A group of pyproject.toml, as uv.lock has it."""
-    wanted = STATE / "cache/cloud.txt"
-    uv("export", "--frozen", "--only-group", group, *but, "--output-file", wanted)
+    wanted = STATE / f"cache/{place.name}.txt"
+    uv("export", "--frozen", "--only-group", group, *but, "--output-file", wanted, outside=outside)
     # --no-deps: the lock has them all, also where pyproject.toml corrects what a package says of itself.
-    uv("pip", "install", "--python", place, "--no-build-isolation", "--no-deps", "--require-hashes", "--requirements", wanted)
+    build = ("--no-build-isolation", "--no-deps")
+    uv("pip", "install", "--python", place, *build, "--require-hashes", "--requirements", wanted, outside=outside)
 
 
-def uv(*words: object, env: Mapping[str, str] = {}, hint: str = NETWORK) -> None:
-    """A call of uv for the cloud's environment."""
-    own = {"UV_SYSTEM_CERTS": "1", "UV_CACHE_DIR": str(STATE / "cache/uv")}
-    do(TOOL / "uv", "--quiet", "--no-config", *words, cwd=HERE, env={**own, **env}, hint=hint)
+def uv(*words: object, env: Mapping[str, str] = {}, hint: str = NETWORK, outside: bool = False) -> None:
+    """A call of uv for one of the cloud's environments."""
+    own = {"UV_SYSTEM_CERTS": "1", "UV_CACHE_DIR": str(STATE / "cache/uv"), **env}
+    place = HERE if outside else CLONE
+    do(place / ".tool/uv", "--quiet", "--no-config", *words, cwd=place, env=own, hint=hint, outside=outside)
 
 
 def site_packages(place: Path) -> Path:
     """Where an environment's modules are."""
-    named = place / "lib" / Path("/usr/bin/python3").resolve().name / "site-packages"
-    return next(place.glob("lib/python3*/site-packages"), named)
+    return next(place.glob("lib/python3*/site-packages"), place / "lib/python3/site-packages")
 
 
 def compile_python(*folders: Path) -> None:
@@ -2323,22 +2421,12 @@ def make_once(made_from: Path, key: str, make: Callable[[], None]) -> None:
 
 
 def make_users() -> None:
-    """The users that own the cloud's processes."""
+    """The users of ROOTFS that own the cloud's processes; before the packages, which would make some with other numbers."""
     for user in (USER, GUEST_USER):
-        if not ask("getent", "passwd", user, default=""):
-            home = ("--no-create-home", "--home-dir", "/nonexistent")
-            record("userdel", user, lasting=True, path=UNDOES)
-            do("useradd", "--system", "--user-group", *home, "--shell", "/usr/sbin/nologin", user)
-    if not ask("getent", "group", group := PRIVSEP.partition(":")[2], default=""):
-        record("groupdel", group, lasting=True, path=UNDOES)
-        do("groupadd", "--system", group)
-
-
-def link_modules(cfg: Settings) -> None:
-    """OpenStack's environment sees the files of MODULES, and nothing else of the distribution's Python."""
-    place = STATE / "python3"
-    link(place, *(f"python3/dist-packages/{files}" for _, files in rows(cfg, MODULES)))
-    write_file(site_packages(ENV) / "distribution.pth", f"{place}\n")
+        more = ("--user-group", "--no-create-home", "--home-dir", "/nonexistent", "--shell", "/usr/sbin/nologin")
+        do("useradd", "--uid", NUMBERS[user], *more, user)
+    group = PRIVSEP.partition(":")[2]
+    do("groupadd", "--gid", NUMBERS[group], group)
 
 
 def link_plugins() -> None:
@@ -2354,11 +2442,11 @@ def link_plugins() -> None:
 
 
 def link(place: Path, *patterns: str) -> None:
-    """A new folder of links to what `patterns` name in /usr/lib."""
+    """A new folder of links to what `patterns` name in /usr/lib of ROOTFS."""
 
     def each() -> None:
-        for file in (file for pattern in patterns for file in Path("/usr/lib").glob(pattern)):
-            (place / file.name).symlink_to(file)
+        for file in (file for pattern in patterns for file in (ROOTFS / "usr/lib").glob(pattern)):
+            (place / file.name).symlink_to(Path("/") / file.relative_to(ROOTFS))
 
     remove(place)
     make_folder(place)
@@ -2388,7 +2476,7 @@ def own_folder(path: Path, owner: str, mode: int) -> None:
         give(path, owner)
         path.chmod(mode)
 
-    change(f"install --directory --mode={mode:o} {owned_by(owner)} {path}", make)
+    change(f"{owned_by('install', owner)} --directory --mode={mode:o} {path}", make)
 
 
 def use_elsewhere(cfg: Settings) -> None:
@@ -2397,8 +2485,8 @@ def use_elsewhere(cfg: Settings) -> None:
         if value := getattr(cfg, name):
             own, place = Path(value).resolve() / f"{'-'.join(cfg.DIR.parts[1:])}-{Path(folder).name}", HOME / folder
             for missing in [path for path in own.parents if not path.exists()][::-1]:
-                record("rmdir", missing, lasting=True)
-            record("rm", "--recursive", "--force", own, lasting=True)
+                record("rmdir", missing, lasting=True, outside=True)
+            record("rm", "--recursive", "--force", own, lasting=True, outside=True)
             make_folder(own)
             make_folder(place)
             mount("--bind", own, place)
@@ -2559,15 +2647,15 @@ def fill_database(cfg: Settings, names: tuple[str, ...], commands: tuple[str, ..
 
 
 def make_image(name: str, builder: str, folder: str) -> None:
-    """The three parts of an image (BUILDERS), from the distribution's packages."""
-    program, place, apt = HERE / builder, HOME / folder, {"APT_CONFIG": str(APT_CONFIG)}
+    """The three parts of an image (BUILDERS), from Debian's packages."""
+    program, place = HERE / builder, HOME / folder
 
     def build() -> None:
         with step(f"Build the image {name}"):
-            do(sys.executable, program, place, distribution()["kernel"], env=apt, hint=NETWORK)
+            do("python3", CLONE / builder, place, package_table()["kernel"], hint=NETWORK)
 
     key = "".join(digest(path) for path in sorted(program.parent.rglob("*")) if path.is_file())
-    make_once(place / "made-from", key + platform.freedesktop_os_release()["VERSION_ID"], build)
+    make_once(place / "made-from", key + RELEASE, build)
 
 
 def image_file(cfg: Settings) -> Path:
@@ -2614,11 +2702,10 @@ def unpack_novnc(cfg: Settings) -> None:
         with step("Unpack noVNC's page"):
             remove(page)
             make_folder(page)
-            options = ("-qq", "--config-file", APT_CONFIG, "-o", "APT::Sandbox::User=root")
-            do("apt-get", "download", *options, "novnc", cwd=page, hint=NETWORK)
+            do("apt-get", "-qq", "download", "novnc", cwd=page, hint=NETWORK)
             do("dpkg-deb", "--extract", *([*page.glob("*.deb")] or [page / "novnc.deb"]), page)
 
-    make_once(page / "made-from", platform.freedesktop_os_release()["VERSION_ID"], unpack)
+    make_once(page / "made-from", RELEASE, unpack)
 
 
 # ---- run ----
@@ -2631,10 +2718,9 @@ def run(cfg: Settings, yes: str = "") -> None:
     if DRY_RUN:
         return print(f"screen -x {cfg.SCREEN_NAME} -p test\n# and when the session has ended: terminate, clean")
     BARS.stop()  # the terminal is screen's now
-    with contextlib.suppress(sh.ErrorReturnCode):
-        sh.Command("screen")("-S", f"{session(cfg)}.{cfg.SCREEN_NAME}", "-p", "test", "-x", _fg=True)
+    attach(cfg)
     if session(cfg):
-        say(f"The cloud stays. To come back: sudo screen -x {cfg.SCREEN_NAME}")
+        say("The cloud stays. To come back: sudo python3 nova.py attach")
         say("To end it: sudo python3 nova.py stop, which keeps it; or terminate, then clean")
     elif (STATE / "run/up").exists():  # else another call ended it: stop
         with only_one("run"):
@@ -2648,6 +2734,7 @@ def run_detached(cfg: Settings, yes: str = "") -> None:
     refuse_if_running(cfg)
     tell_what_goes(cfg, yes)
     install(cfg, for_a_new_one=True)
+    keep_look()
     run_unit_tests(cfg)
     start_session(cfg)
     copied = is_new_kept(cfg)
@@ -2680,7 +2767,6 @@ def start(cfg: Settings) -> None:
     cfg = check_kept(cfg)
     end_what_was_left(cfg)
     check_machine(cfg)
-    link_plugins()
     use_elsewhere(cfg)
     make_folders(cfg)
     write_config(cfg)
@@ -2721,7 +2807,7 @@ def refuse_if_running(cfg: Settings) -> None:
     if ours and (STATE / "run/up").exists():
         name = settings_of_run(str(HOME)).SCREEN_NAME
         end = "stop, which keeps it; or terminate, then clean"
-        way = f"attach to it with: sudo screen -x {name}\n  end it with: sudo python3 nova.py {end}"
+        way = f"attach to it with: sudo python3 nova.py attach\n  end it with: sudo python3 nova.py {end}"
         raise Failure(f"screen named '{name}' already exists!", way)
     if found and found not in [process.pid for process in ours]:
         whose = cloud_of(found).partition(" ")[2] or "another program"
@@ -2732,7 +2818,6 @@ def end_what_was_left(cfg: Settings) -> None:
     """A run that was cut off, or a cloud that was cleaned but not scrubbed: take the rest down first."""
     if processes() or ((path := STATE / "record").exists() and path.stat().st_size):
         with step("Take down what an earlier run left"):
-            wait_for("dpkg (it is at work)", dpkg_is_free, 300)  # an install that was cut off: not in the middle
             take_down(cfg)
             remove_traces()
 
@@ -2788,7 +2873,7 @@ def tell_what_goes(cfg: Settings, yes: str) -> None:
 
 def what_it_has(cfg: Settings) -> dict[str, list[str]]:
     """The names of the cloud's instances and volumes, as its databases have them, be it up or not."""
-    domains = [path.stem for path in STATE.glob("libvirt/etc/*/instance-*.xml")]
+    domains = [path.stem for path in DOMAINS.glob("*/instance-*.xml")]
     if not domains and not asked_for(cfg, "VOLUMES_SIZE"):
         return {}  # the usual case, and a server's start is not worth it
     there = not cfg.USE_MYSQL or answers(f"{STATE}/mysql/sock")
@@ -2847,7 +2932,7 @@ def key_of_new(cfg: Settings) -> str:
     image = (seen.st_size, seen.st_mtime_ns) if cfg.IMAGE and (seen := stat_of(image_file(cfg))) else ()
     made_from = (kept_databases(cfg).with_suffix(".made-from"), HOME / "images/made-from")
     ours = (HERE / "nova.py", *(HERE / row[0] for row in rows(cfg, CONFIG_FILES)))
-    theirs = ("/etc/resolv.conf", "/usr/share/ovn/ovn-nb.ovsschema")  # neutron tells the instances these name servers
+    theirs = (ROOTFS / "etc/resolv.conf", ROOTFS / "usr/share/ovn/ovn-nb.ovsschema")  # the first is the instances' as well
     parts = (asdict(cfg), image, socket.gethostname(), pool_range(cfg), [text_of(path) for path in (*made_from, *ours, *theirs)])
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
@@ -2921,7 +3006,7 @@ def use_volumes(cfg: Settings) -> None:
             wait_for("the disk for volumes", lambda: not ask("losetup", "--associated", disk), 30)  # those before let go of it
             forgiven(do, "e2fsck", "-p", disk)
             do("e2fsck", "-p", disk)
-        do("mount", "-o", "loop,discard,nosuid,nodev", disk, share)
+        do("mount", "-o", "loop,discard,nosuid,nodev", disk, share, outside=True)
         # What cinder makes there as root it reads and writes by its group; QEMU comes through.
         do("install", "--directory", "--mode=2771", f"--group={PRIVSEP.partition(':')[2]}", share)
 
@@ -3444,6 +3529,31 @@ def cell(name: str, value: Any) -> str:
     return ", ".join(value) if isinstance(value, list) else "-" if value is None else str(value)
 
 
+# ---- attach, shell ----
+
+
+def attach(cfg: Settings) -> None:
+    """Show the session until it ends or is left."""
+    if not (found := session(cfg)):
+        raise Failure(f"the cloud in {cfg.DIR} is not up", "start it: sudo python3 nova.py start, or run")
+    kind = os.environ.get("TERM", "dumb")
+    places = [ROOTFS / place / kind[:1] / kind for place in ("usr/share/terminfo", "usr/lib/terminfo", "etc/terminfo")]
+    known = kind if any(map(os.path.exists, places)) else "xterm-256color"  # a terminal's own description may not be here
+    words = entered(["env", f"TERM={known}", "screen", "-S", f"{found}.{cfg.SCREEN_NAME}", "-p", "test", "-x"])
+    with contextlib.suppress(sh.ErrorReturnCode):
+        sh.Command(words[0])(*words[1:], _fg=True, _env={**os.environ, **PLAIN})
+
+
+def shell(cfg: Settings, *words: str) -> None:
+    """A shell where the cloud's programs are, with novarc sourced; or a command, whose exit code is nova.py's."""
+    if not ROOT_MADE.exists():
+        raise Failure(f"nothing is installed in {cfg.DIR} yet", "sudo python3 nova.py install")
+    line = f'. {CONF}/test; exec "$@"' if words else f"exec bash --rcfile {CONF}/test -i"
+    found = session(cfg)  # whose mounts show its volumes and network namespaces as well
+    entry = ("nsenter", f"--target={found}", "--mount", "--root", "--wd=/") if found else ("chroot", str(ROOTFS))
+    os.execvpe(entry[0], [*entry, "bash", "-c", line, "shell", *words], {**os.environ, **PLAIN})
+
+
 # ---- stop ----
 
 
@@ -3533,7 +3643,7 @@ def delete_volumes(cfg: Settings) -> None:
 
 def destroy_domains() -> None:
     """The domains of this cloud's own libvirt: destroyed and forgotten."""
-    if answers("/run/libvirt/libvirt-sock"):
+    if answers(f"{ROOTFS}/run/libvirt/libvirt-sock"):
         for virsh, *options in ((("virsh",), "--nvram", "--managed-save"), (("virsh", "--connect", "lxc:///"),)):
             for name in ask(*virsh, "list", "--all", "--name", default="").split():
                 forgiven(do, *virsh, "destroy", name)
@@ -3604,7 +3714,6 @@ def remove_traces() -> None:
 
     A tap carries our MAC prefix but for its first byte, which libvirt sets to fe where it makes the tap itself.
     """
-    remove_policy()
     for file in Path("/sys/block").glob("loop*/loop/backing_file"):  # where nova did not end a container, its disk is one still
         if file.read_text().strip().removesuffix("/disk")[-36:] in containers():
             forgiven(do, "losetup", "--detach", f"/dev/{file.parents[1].name}")
@@ -3614,104 +3723,41 @@ def remove_traces() -> None:
         if address[2:].startswith(str(PATHS["MAC_PREFIX"])[2:]):
             forgiven(do, "ip", "link", "delete", device.name)
     if not is_kept():
-        remove(STATE / "record", *STATE.glob("libvirt/etc/qemu/*.xml"), *STATE.glob("libvirt/etc/lxc/*.xml"))
+        remove(STATE / "record", *DOMAINS.glob("*/*.xml"))
 
 
 # ---- uninstall ----
 
 
 def uninstall(cfg: Settings, *options: str) -> None:
-    """Take back all that was done to this machine, and show that it is as it was before the first command."""
+    """Delete DIR, with all that was installed for the cloud, and show that the machine is as it was before the first run."""
     keep, yes = ("--keep-cache" in options), ("--yes" if "--yes" in options else "")
     if other := other_cloud():
         raise Failure(f"Refusing to uninstall ({other} is up)", "end that one first")
-    lost, tops = list[str](), list[str]()
-    if STATE.exists():
-        scrub(cfg, yes)
-        lost, tops = changes(), tree()["top"]
-    leave_mounts()
-    earlier = look_at_machine()  # while the programs that show rules are here
-    others = other_folders(cfg)
-    if not others and BEFORE.exists():
-        remove_packages(cfg)
-    if (cfg.DIR / "state").exists():
-        remove_folder(cfg, [] if lost else tops, keep)
+    if not STATE.exists():
+        return
+    scrub(cfg, yes)
+    lost, tops, around = changes(), tree()["top"], kept(AROUND).get("made", ())
+    forgiven(wait_for, "the machine as it was", lambda: not changed_here(), 5)
+    different = [] if DRY_RUN else changed_here()
+    leave_mounts(cfg)
+    remove_folder(cfg, [] if lost else tops, keep)
+    for folder in around:
+        forgiven(do, "rmdir", folder, outside=True)
     if lost:
         say(f"Your {len(lost)} changes stay in {cfg.DIR}: {', '.join(lost[:5])}")
-    if others:
-        write_file(CLOUDS, json.dumps(dict.fromkeys(others, "")), 0o600)
-        say(f"Packages and users stay, for the cloud in {others[0]}: uninstall that one too")
-        return
-    undo_recorded(UNDOES)
-    if BEFORE.exists():
-        compare(earlier)
-    do("rm", "--recursive", "--force", MACHINE, LOCK)
+    forgiven(do, "rmdir", HOME, outside=True)
+    do("rm", "--force", LOCK, outside=True)
     if not keep:  # last: this program runs from it
-        do("rm", "--recursive", "--force", HERE / ".tool.lock", TOOL)
+        do("rm", "--recursive", "--force", HERE / ".tool.lock", TOOL, outside=True)
+    if different:
+        print(table(different))
+        raise Failure(f"{len(different)} things are not as they were before the first run", "see to them")
 
 
-def remove_packages(cfg: Settings) -> None:
-    """Packages that came for clouds go, with what they leave behind; those that others need by now stay."""
-    remove_policy()
-    if INSTALLING.exists():  # an install that was cut off: what is not configured stays so, or it would start services
-        note_brought()
-    brought, was, now = kept(BROUGHT), kept(BEFORE)["packages"], package_states()
-    names = {name for name in brought.get("packages", ()) if name in now and was.get(name) != "installed"}
-    with step(f"Remove {len(names)} packages"):
-        wait_for("dpkg (another program is at work)", dpkg_is_free, 300)
-        archives = cfg.DIR / "state/cache/apt/archives"
-        halves = [deb for name in sorted(names) if now[name] == "half-installed" for deb in archives.glob(f"{name}_*.deb")]
-        if halves:  # cut off amid its files, of which dpkg has no list yet
-            forgiven(do, "dpkg", "--unpack", *halves, env=QUIET)
-        stay = needed(names)
-        gone = names - stay.keys()
-        known = gone & was.keys()  # removed earlier, their configuration kept: it is kept again
-        places = ask("dpkg-query", "--listfiles", *sorted(gone), default="").splitlines() if gone else []
-        for verb, those in (("--remove", gone if known else ()), ("--purge", gone - known)):
-            if those:
-                do("dpkg", verb, "--force-remove-reinstreq", *sorted(those), env={**QUIET, "SUDO_FORCE_REMOVE": "yes"})
-        remove_empty({place for place in places if Path(place).is_dir() and not DRY_RUN} - {"/.", ""})
-        for name, who in sorted(stay.items()):
-            say(f"  {name} stays: {who} needs it")
-        if not stay:
-            remove_leftovers(brought)
-
-
-def remove_empty(folders: set[str]) -> None:
-    """Of packages' folders those that are empty and that no package has any more: dpkg leaves some (Debian 12: /usr/lib/ocf)."""
-    owned = re.findall(r": (/.*)$", ask("dpkg-query", "--search", *folders, ok=(0, 1)), re.M) if folders else []
-    if empty := sorted(folders - {*owned}, reverse=True):
-        do("rmdir", "--ignore-fail-on-non-empty", *empty)
-
-
-def needed(names: set[str]) -> dict[str, str]:
-    """Those of these packages that others need by now, and who: a process that runs from one, or a package, as dpkg sees it."""
-    stay, running = dict[str, str](), dict[str, str]()
-    for each in psutil.process_iter(["name", "exe"]):
-        program = each.info["exe"] or ""  # dpkg may know it without /usr
-        running |= dict.fromkeys((program, program.removeprefix("/usr")), f"{each.info['name']} (process {each.pid})")
-    for link in Path("/etc/systemd/system").glob("*.*/*"):  # all were disabled (no_services): somebody wants this one
-        unit = str(link.readlink()) if link.is_symlink() else ""
-        running |= dict.fromkeys((unit, unit.removeprefix("/usr"), f"/usr{unit}"), f"{link.name} (a service that is enabled)")
-    for owner, program in re.findall(r"^([^:,\s]+).*: (/.*)$", ask("dpkg-query", "--search", *running, ok=(0, 1)), re.M):
-        if owner in names:
-            stay[owner] = running[program]
-    while rest := sorted(names - stay.keys()):
-        said = ask("dpkg", "--simulate", "--abort-after=9999", "--purge", *rest, ok=(0, 1), errors=True)
-        if not (more := re.findall(r"problems prevent removal of ([^:\s]+)\S*\n\s+(\S+) depends on", said)):
-            break
-        stay |= dict(more)
-    return stay
-
-
-def remove_leftovers(brought: dict[str, list[str]]) -> None:
-    """What Debian's packages leave behind: files in /etc, folders below /var, users and groups."""
-    was, remove = kept(BEFORE), ("rm", "--recursive", "--force", "--one-file-system")
-    for what, command in (("files", remove), ("folders", remove), ("users", ("userdel",)), ("groups", ("groupdel",))):
-        now = LOOKS[what]() or {}
-        for name in sorted(brought.get(what, ()), reverse=True):
-            if name in now and name not in was[what]:
-                forgiven(do, *command, name)
+def changed_here() -> list[dict[str, Any]]:
+    """What is not as it was before the first run, if there was one."""
+    return differences(kept(BEFORE), look_at_machine()) if BEFORE.exists() else []
 
 
 def remove_folder(cfg: Settings, tops: list[str], keep: bool) -> None:
@@ -3720,24 +3766,8 @@ def remove_folder(cfg: Settings, tops: list[str], keep: bool) -> None:
     with step(f"Remove {cfg.DIR}"):
         LOG_FILE.clear()
         for places in ([cfg.DIR / name for name in {*OWN, *tops} - {"state"}], state):  # the state knows of the others
-            do("rm", "--recursive", "--force", "--one-file-system", *sorted(places))
-        do("rmdir", "--ignore-fail-on-non-empty", cfg.DIR / "state", cfg.DIR)
-
-
-def compare(earlier: dict[str, Seen | None]) -> None:
-    """Failure where the machine is not as it was before the first command."""
-    if DRY_RUN:
-        return
-
-    def now() -> dict[str, Seen | None]:
-        return earlier | {what: seen for what, seen in look_at_machine().items() if seen is not None}
-
-    with step("Compare the machine with what it was"):
-        forgiven(wait_for, "the machine as it was", lambda: not differences(kept(BEFORE), now()), 5)
-        if different := differences(kept(BEFORE), now()):
-            print(table(different))
-            way = f"see to them and repeat; or, where all is well: rm -r {MACHINE}"
-            raise Failure(f"{len(different)} things are not as they were before the first command", way)
+            do("rm", "--recursive", "--force", "--one-file-system", *sorted(places), outside=True)
+        do("rmdir", "--ignore-fail-on-non-empty", cfg.DIR / "state", cfg.DIR, outside=True)
 
 
 # ---- Command line ----
@@ -3752,10 +3782,10 @@ def settings(cfg: Settings) -> None:
         print(f"{mark} {row.name + '=' + str(shown):34} {row.metadata['meaning']}")
 
 
-OF_A_CLOUD = ("status", "stop", "start", "terminate", "clean", "scrub", "uninstall")  # with the settings that it was made with
+OF_A_CLOUD = ("status", "attach", "shell", "stop", "start", "terminate", "clean", "scrub", "uninstall")  # with the settings that it was made with
 VERBS = {
     verb.__name__: verb
-    for verb in (branch, install, run, run_detached, status, stop, start, terminate, clean, scrub, uninstall, settings)
+    for verb in (branch, install, run, run_detached, status, attach, shell, stop, start, terminate, clean, scrub, uninstall, settings)
 }
 OPTIONS = {
     "status": ("--json",), "run": ("--yes",), "run_detached": ("--yes",), "scrub": ("--yes",),
@@ -3768,11 +3798,15 @@ def main(arguments: list[str]) -> int:
     os.umask(0o022)
     signal.signal(signal.SIGINT, interrupt)
     log.setLevel(logging.DEBUG)
-    log.addHandler(logging.StreamHandler() if "-v" in arguments else logging.NullHandler())
+    log.addHandler(logging.StreamHandler() if "-v" in ARGUMENTS else logging.NullHandler())
     verb, *rest = [a for a in arguments if a not in FLAGS]
     options = sorted({word for word in rest if word in OPTIONS.get(verb, ())})
     rest = [word for word in rest if word not in options]
     most = {"branch": 2, "settings": 0}.get(verb, 1)
+    if verb == "shell":
+        behind = arguments[arguments.index("shell") + 1 :]
+        rest = behind[:1] if behind and Path(behind[0], "state").is_dir() else []
+        options = behind[len(rest) :]
     try:
         strange = len(rest) > most or any(word.startswith("-") or not word for word in rest)
         refuse_if(strange, f"{verb} does not take {' '.join(rest)}; see: python3 nova.py --help")
@@ -3786,8 +3820,9 @@ def main(arguments: list[str]) -> int:
             source_from(word)  # refused before DIR is made
         os.environ["XDG_CACHE_HOME"] = f"{STATE}/cache"  # not ~/.cache, which is the caller's
         os.environ["no_proxy"] = f"127.0.0.1,{cfg.HOST_IP},{os.environ.get('no_proxy', '')}"
-        # run is not at work while its session is shown, and status disturbs nobody
-        alone = contextlib.nullcontext() if verb in ("run", "status") or DRY_RUN else only_one(verb)
+        # run is not at work while its session is shown, and those that only look disturb nobody
+        together = verb in ("run", "status", "attach", "shell") or DRY_RUN
+        alone = contextlib.nullcontext() if together else only_one(verb)
         with alone, BARS, telling_full_disks(cfg):
             prepare_folder(cfg, verb)
             VERBS[verb](cfg, *rest[: most - 1], *options)
@@ -3806,10 +3841,10 @@ def main(arguments: list[str]) -> int:
 def prepare_folder(cfg: Settings, verb: str) -> None:
     """DIR is there, or is made by the verbs that may; its log begins; the private mounts are in place."""
     check_words(Settings(DIR=cfg.DIR))
-    if verb == "uninstall" and not (cfg.DIR / "state").exists() and not other_folders(cfg):
+    if verb == "uninstall" and not (cfg.DIR / "state").exists():
         return  # it came so far before, or DIR was deleted by hand
     marks = ("log/nova.log", "record", "settings.json", TREE.name, KEPT.name)  # others have folders called state as well
-    ours = str(cfg.DIR) in kept(CLOUDS) or any((cfg.DIR / "state" / name).exists() for name in marks)
+    ours = any((cfg.DIR / "state" / name).exists() for name in marks)
     if verb in OF_A_CLOUD and not ours:
         raise Failure(f"no cloud in {legible(cfg.DIR)}", f"go to the folder where it was made, or name it: nova.py {verb} DIR")
     if os.path.lexists(state := cfg.DIR / "state") and (state.is_symlink() or state.stat().st_uid != 0):
@@ -3822,20 +3857,18 @@ def prepare_folder(cfg: Settings, verb: str) -> None:
         check_machine(cfg)
         if cfg.DIR.is_dir() and (there := sorted(path.name for path in cfg.DIR.iterdir())):
             raise Failure(f"Refusing to use {cfg.DIR} (it holds {', '.join(there[:5])})", "name a new folder: nova.py VERB DIR")
-    look = verb not in OF_A_CLOUD and not BEFORE.exists()
-    before, missing = look_at_machine() if look else {}, [each for each in (cfg.DIR, *cfg.DIR.parents) if not each.exists()]
+    missing = [each for each in (cfg.DIR, *cfg.DIR.parents) if not each.exists()]
     if DRY_RUN:
         print("exec unshare --mount --propagation slave bash  # with mounts of its own; what follows is typed there")
+        print(f'enter() {{ chroot {ROOTFS} "$@"; }}  # a command of the cloud\'s own Debian')
     try:
         make_folder(cfg.DIR / "state")
         start_log(cfg)
     except OSError as error:
         raise Failure(f"cannot use {cfg.DIR} as the cloud's folder: {error.strerror}", "name another: nova.py VERB DIR") from None
-    if verb not in OF_A_CLOUD:
-        keep_look(cfg, before, missing)
     private_mounts(cfg)
-    if verb in OF_A_CLOUD:
-        private_libvirt(cfg)
+    if missing:
+        write_file(AROUND, json.dumps({"made": [str(each) for each in missing if each != cfg.DIR]}))
 
 
 @contextlib.contextmanager
