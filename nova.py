@@ -1174,6 +1174,7 @@ def private_mounts(cfg: Settings) -> None:
     mount("--bind", cfg.DIR.resolve(), HOME)
     if ROOT_MADE.exists():
         mount_root(cfg)
+        write_machine_files()
 
 
 def mount(*words: object) -> None:
@@ -1208,7 +1209,6 @@ def mount_root(cfg: Settings) -> None:
         for name in CONTROLLERS:
             make_folder(groups / name)
             mount("-t", "cgroup", "-o", name, "cgroup", groups / name)
-    write_machine_files()
 
 
 def write_machine_files() -> None:
@@ -1216,14 +1216,13 @@ def write_machine_files() -> None:
     # A name of its own: what the network's DHCP calls this machine may change, and nova would take it for another host.
     write_file(ROOTFS / "etc/hosts", f"127.0.0.1 localhost\n127.0.1.1 {socket.gethostname()}\n::1 localhost ip6-localhost\n")
     write_file(ROOTFS / "etc/resolv.conf", name_servers())
-    for path in {os.environ.get(name, "") for name in CERTIFICATES} - {""}:
-        if Path(path).is_file():
-            make_folder((ROOTFS / path.lstrip("/")).parent)
-            write_file(ROOTFS / path.lstrip("/"), Path(path).read_bytes())
+    named = {os.environ.get(name, "") for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT")} - {""}
+    for path in filter(os.path.isfile, {"/etc/ssl/certs/ca-certificates.crt", *named}):
+        place = ROOTFS / os.path.abspath(path).lstrip("/")
+        make_folder(place.parent)
+        write_file(place, Path(path).read_bytes())
 
 
-# What names a file of certificates to the programs that install the cloud.
-CERTIFICATES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT")
 # Where systemd-resolved and NetworkManager name the servers that they ask themselves.
 RESOLVERS = ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf", "/run/NetworkManager/no-stub-resolv.conf")
 
@@ -2218,6 +2217,7 @@ def make_root(cfg: Settings) -> None:
         mount_root(cfg)
         do("dpkg", "--install", "--force-depends", *first, env=QUIET)
         do("chgrp", "utmp", "/run/screen")
+        write_machine_files()
         make_users()
         write_file(ROOT_MADE, RELEASE)
 
@@ -2286,8 +2286,9 @@ def mirrors(cfg: Settings) -> tuple[str, str]:
     """Where Debian is, and its security updates: DEBIAN_MIRROR, or where this Debian has its own from."""
     here, found = platform.freedesktop_os_release(), dict[str, str]()
     if here["ID"] == "debian" and not cfg.DEBIAN_MIRROR:
-        targets = ("apt-get", "indextargets", "--format", "$(RELEASE) $(REPO_URI)", "Created-By: Packages")
-        lines = ask(*targets, default="", outside=True).splitlines()
+        unchanged = ("-o", "Dir::Cache::pkgcache=", "-o", "Dir::Cache::srcpkgcache=")  # or apt would write these
+        targets = ("indextargets", "--format", "$(RELEASE) $(REPO_URI)", "Created-By: Packages")
+        lines = ask("apt-get", *unchanged, *targets, default="", outside=True).splitlines()
         found = dict(words for line in lines if len(words := line.split()) == 2 and words[1].startswith("http"))
     release = here.get("VERSION_CODENAME", "")
     return found.get(release) or cfg.DEBIAN_MIRROR or MIRRORS[0], found.get(f"{release}-security") or MIRRORS[1]
@@ -2566,7 +2567,8 @@ def started(cfg: Settings, service: Service, *more: str) -> Iterator[None]:
     line = f". {CONF}/window; exec {user} {render(service.command, cfg)} {' '.join(more)}"
     options: Any = dict(_in="", _out=str(out), _err_to_out=True, _tty_out=False, _bg=True, _bg_exc=False)
     words = shlex.join(["bash", "-c", line])
-    process = change(f"{words} >{out} 2>&1 & {service.window}=$!", lambda: command(["bash", "-c", line], **options))
+    start = f"enter {words} >{out} 2>&1 & {service.window}=$!"
+    process = change(start, lambda: command(entered(["bash", "-c", line]), **options))
 
     def end() -> None:
         with contextlib.suppress(ProcessLookupError, sh.ErrorReturnCode):
@@ -3550,8 +3552,8 @@ def shell(cfg: Settings, *words: str) -> None:
         raise Failure(f"nothing is installed in {cfg.DIR} yet", "sudo python3 nova.py install")
     line = f'. {CONF}/test; exec "$@"' if words else f"exec bash --rcfile {CONF}/test -i"
     found = session(cfg)  # whose mounts show its volumes and network namespaces as well
-    entry = ("nsenter", f"--target={found}", "--mount", "--root", "--wd=/") if found else ("chroot", str(ROOTFS))
-    os.execvpe(entry[0], [*entry, "bash", "-c", line, "shell", *words], {**os.environ, **PLAIN})
+    entry = ("nsenter", f"--target={found}", "--mount", "--root") if found else ("chroot", str(ROOTFS))
+    os.execvpe(entry[0], [*entry, "env", "--chdir=/", "bash", "-c", line, "shell", *words], {**os.environ, **PLAIN})
 
 
 # ---- stop ----
