@@ -32,6 +32,7 @@ import collections
 import concurrent.futures
 import contextlib
 import ctypes
+import difflib
 import fcntl
 import functools
 import getpass
@@ -1504,95 +1505,27 @@ def named(name: str, resource: Any) -> Any:
 
 LOCK = Path("/run/nova.py.lock")  # held by the one nova.py that is at work
 CALLER = f"/proc/{os.getppid() or 1}"  # who called; 0: somebody outside of this container
-BEFORE = STATE / "before.json"  # how the machine was before this cloud's first run
+BASELINE = STATE / "baseline"  # how the machine was before this cloud's first run
 AROUND = STATE / "around.json"  # the folders that were made for DIR to be in
 
-Seen = dict[str, str]  # names, and how each is
+
+def inventory() -> str:
+    """What a cloud could leave on this machine, a line each: libexec/inventory."""
+    return "\n".join(sorted(ask("bash", CLONE / "libexec/inventory", os.getppid() or 1).splitlines()))
 
 
-def contents(*patterns: str) -> Seen:
-    """Small files and what they say."""
-    found = [path for pattern in patterns for path in Path("/").glob(pattern)]
-    return {str(path): path.read_text().strip() for path in found}
-
-
-def addresses() -> Seen:
-    """Every interface's, but for the IPv6 ones that are for a time only."""
-    lasting = [(line.split()[-1], line.split()[0]) for line in lines_of("/proc/net/if_inet6") if " 80 " in line]
-    found = [(nic, each) for nic, those in psutil.net_if_addrs().items() for each in those]
-    others = [(nic, each.address) for nic, each in found if each.family != socket.AF_INET6]
-    return dict.fromkeys([f"{nic} {address}" for nic, address in [*others, *lasting]], "")
-
-
-def ways() -> Seen:
-    """Every route: interface, destination, gateway, mask; of IPv6 those to elsewhere."""
-    found = [line.split() for line in lines_of("/proc/net/route")]
-    return {f"{row[0]} {row[1]} {row[2]} {row[7]}": "" for row in found} | {f"{at} {place}": "" for place, at in routes6()}
-
-
-def mounts() -> Seen:
-    """What is mounted where our caller is: our own mounts are private."""
-    found = [line.split() for line in lines_of(f"{CALLER}/mountinfo")]
-    return {row[4]: row[-2] for row in found if not row[4].startswith(("/run/user/", "/run/credentials/"))}
-
-
-def said_by(program: str, *words: str) -> Seen | None:
-    """How often each line was said, counters and comments aside; None where there is no ROOTFS to look with."""
-    if not ROOT_MADE.exists():
-        return None
-    said = [re.sub(r" \[\d+:\d+\]$|^#.*", "", line) for line in ask(program, *words, default="").splitlines()]
-    return {line: str(count) for line, count in collections.Counter(said).items()}
-
-
-def listening() -> Seen:
-    """Who listens where, by TCP."""
-    found = [each for each in psutil.net_connections("tcp") if each.status == psutil.CONN_LISTEN and each.pid and each.laddr]
-    return {f"{each.laddr.ip}:{each.laddr.port}": psutil.Process(each.pid).name() for each in found if each.laddr}
-
-
-KERNEL = [f"proc/sys/net/ipv6/conf/*/{name}" for name in ("forwarding", "accept_ra", "disable_ipv6")]
-
-# what a machine has, and how that is seen
-LOOKS: dict[str, Callable[[], Seen | None]] = {
-    "interfaces": lambda: contents("sys/class/net/*/flags"),
-    "addresses":  addresses,
-    "routes":     ways,
-    "nftables":   lambda: said_by("nft", "--stateless", "list", "ruleset"),
-    "iptables":   lambda: said_by("iptables-legacy-save"),
-    "ip6tables":  lambda: said_by("ip6tables-legacy-save"),
-    "namespaces": lambda: {path.name: "" for path in Path(f"{CALLER}/root/run/netns").glob("*")},
-    "mounts":     mounts,
-    "disks":      lambda: contents("sys/block/loop*/loop/backing_file"),
-    "modules":    lambda: {path.name: "" for path in Path("/sys/module").glob("openvswitch")},
-    "parameters": lambda: contents("proc/sys/net/ipv4/ip_forward", *KERNEL),
-    "merging":    lambda: contents("sys/kernel/mm/ksm/run"),
-    "ports":      listening,
-    "processes":  lambda: {f"process {each.pid}": cloud for each in psutil.process_iter() if (cloud := cloud_of(each.pid))},
-}  # fmt: skip
-
-
-def look_at_machine() -> dict[str, Seen | None]:
-    """What LOOKS shows now."""
-    return {name: look() for name, look in LOOKS.items()}
-
-
-def keep_look() -> None:
+def save_baseline() -> None:
     """For uninstall: how the machine is before the first run changes anything of it."""
-    if not BEFORE.exists():
-        seen = None if DRY_RUN else json.dumps(look_at_machine())
-        change(f"# note in {BEFORE} how this machine is", lambda: put_file(BEFORE, str(seen), 0o600, ROOT))
+    if not BASELINE.exists():
+        change(f"bash {CLONE}/libexec/inventory $PPID | sort >{BASELINE}", lambda: put_file(BASELINE, inventory(), 0o600, ROOT))
 
 
-def differences(before: Mapping[str, Seen | None], now: Mapping[str, Seen | None]) -> list[dict[str, Any]]:
-    """What is not as it was, a row each."""
-    # a parameter comes and goes with its interface, which is told
-    both = [(what, was, seen) for what, was in before.items() if was is not None and (seen := now.get(what)) is not None]
-    return [
-        {"what": what, "which": name, "before": was.get(name), "now": seen.get(name)}
-        for what, was, seen in both
-        for name in sorted(was.keys() & seen.keys() if what == "parameters" else was.keys() | seen.keys())
-        if was.get(name) != seen.get(name)
-    ]
+def differences() -> list[str]:
+    """What is not as it was before the first run: - a line that was there, + one that is there now."""
+    if DRY_RUN or not BASELINE.exists():
+        return []
+    both = difflib.ndiff(lines_of(BASELINE), inventory().splitlines())
+    return [line for line in both if line.startswith(("+", "-"))]
 
 
 # ---- Checks: before anything is changed ----
@@ -2194,118 +2127,23 @@ def install(cfg: Settings, for_a_new_one: bool = False) -> None:
 
 RELEASE = "trixie"  # Debian 13
 ROOT_MADE = STATE / "root.made-from"  # there when ROOTFS has its first packages, apt among them
-APT = STATE / "cache/apt"
 QUIET = {"DEBIAN_FRONTEND": "noninteractive"}
-MIRRORS = ("http://deb.debian.org/debian", "http://deb.debian.org/debian-security")
-KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 
 def make_root(cfg: Settings) -> None:
-    """A small Debian in ROOTFS: what every Debian has, apt, Python. Made once, by this machine's apt and dpkg, or mmdebstrap.
-
-    They have a configuration of their own for it, so that those of the machine stay as they are: its sources, lists and
-    packages. apt checks the signatures.
-    """
+    """The Debian in DIR; made once, where it was cut off anew: libexec/make-root."""
     if text_of(ROOT_MADE) == RELEASE:
         return
     with step(f"Make a Debian ({RELEASE}) in DIR"):
         remove(ROOTFS)
-        first = unpack_first(cfg) if shutil.which("apt-get") else bootstrap_first(cfg)
+        do(HERE / "libexec/make-root", ROOTFS, STATE / "cache/apt", cfg.DEBIAN_MIRROR, hint=NETWORK, outside=True)
         for name in ("run/nova.py", "run/lock", "srv/nova.py"):
             make_folder(ROOTFS / name)
-        own_folder(ROOTFS / "run/screen", ROOT, 0o775)
         mount_root(cfg)
-        do("dpkg", "--install", "--force-depends", *first, env=QUIET)
-        do("chgrp", "utmp", "/run/screen")
         write_machine_files()
+        do("install", "--directory", "--mode=775", "--group=utmp", "/run/screen")
         make_users()
         write_file(ROOT_MADE, RELEASE)
-
-
-def unpack_first(cfg: Settings) -> list[Path]:
-    """Unpack the first packages into ROOTFS: their files, which the dpkg that is in them is then to install properly."""
-    make_folder(APT / "archives/partial")
-    for name in ("apt.conf.d", "preferences.d", "sources.list.d"):
-        make_folder(ROOTFS / "etc/apt" / name)
-    make_folder(ROOTFS / "var/lib/apt/lists/partial")
-    make_folder(ROOTFS / "var/lib/dpkg")
-    write_file(ROOTFS / "var/lib/dpkg/status", "")
-    write_root_files()
-    write_file(ROOTFS / "etc/apt/sources.list.d/debian.sources", sources(cfg))
-    write_file(ROOTFS / "etc/apt/apt.conf.d/machine", ask("apt-config", "dump", "Acquire", default="", outside=True) + "\n")
-    known = {"ROOTFS": ROOTFS, "APT": APT, "MACHINE": ask("dpkg", "--print-architecture", outside=True)}
-    write_file(APT / "conf", string.Template((HERE / "conf/apt.conf.tmpl").read_text()).substitute(known))
-    more: Any = {"env": {"APT_CONFIG": str(APT / "conf"), **QUIET}, "hint": NETWORK, "outside": True}
-    do("apt-get", "-qq", "update", **more)
-    do("apt-get", "-qq", "autoclean", **more)  # of an earlier time: DIR may have kept its downloads
-    do("apt-get", "-qq", "-y", "--download-only", "install", "?essential", *FIRST, **more)
-    first = sorted((APT / "archives/first").glob("*.deb")) or [APT / "archives/first/EACH.deb"]
-    for file in first:
-        do("dpkg-deb", "--extract", file, ROOTFS, outside=True)
-    return first
-
-
-def bootstrap_first(cfg: Settings) -> list[Path]:
-    """The same by mmdebstrap, which also installs them, where this machine has no apt."""
-    options = ("--quiet", "--mode=root", "--variant=apt", f"--include={','.join(FIRST)}")
-    do("mmdebstrap", *options, RELEASE, ROOTFS, cfg.DEBIAN_MIRROR or MIRRORS[0], hint=NETWORK, outside=True)
-    write_root_files()
-    return []
-
-
-def write_root_files() -> None:
-    """How apt and dpkg work in ROOTFS."""
-    for path, text, mode in ROOT_FILES:
-        make_folder((ROOTFS / path).parent)
-        write_file(ROOTFS / path, text, mode)
-
-
-FIRST = ("apt", "ca-certificates", "passwd", "python3")  # beside what is essential: for what is done at once
-UNREAD = ("doc", "doc-base", "info", "lintian", "locale", "man")  # below /usr/share
-# file in ROOTFS, its text, mode
-ROOT_FILES = (
-    ("etc/apt/apt.conf.d/nova-py",  f'Dir::Cache "{APT}";\nAPT::Sandbox::User "root";\nAPT::Install-Recommends "false";\n'
-                                    'Acquire::Languages "none";\nAcquire::Retries "3";\n', 0o644),
-    # What is here can be made anew, so nothing waits for the disk.
-    ("etc/dpkg/dpkg.cfg.d/nova-py", "\n".join(["force-unsafe-io", *(f"path-exclude=/usr/share/{name}/*" for name in UNREAD), ""]),
-                                    0o644),
-    # Packages start their services; the cloud starts its own.
-    ("usr/sbin/policy-rc.d",        "#!/bin/sh\nexit 101\n", 0o755),
-)  # fmt: skip
-
-
-def sources(cfg: Settings) -> str:
-    """What apt is told of RELEASE."""
-    mirror, security = mirrors(cfg)
-    form = "Types: deb\nURIs: {}\nSuites: {}\nComponents: main\nSigned-By: {}\n"
-    suites = ((mirror, f"{RELEASE} {RELEASE}-updates"), (security, f"{RELEASE}-security"))
-    return "\n".join(form.format(*row, keyring()) for row in suites)
-
-
-def mirrors(cfg: Settings) -> tuple[str, str]:
-    """Where Debian is, and its security updates: DEBIAN_MIRROR, or where this Debian has its own from."""
-    here, found = platform.freedesktop_os_release(), dict[str, str]()
-    if here["ID"] == "debian" and not cfg.DEBIAN_MIRROR:
-        unchanged = ("-o", "Dir::Cache::pkgcache=", "-o", "Dir::Cache::srcpkgcache=")  # or apt would write these
-        targets = ("indextargets", "--format", "$(RELEASE) $(REPO_URI)", "Created-By: Packages")
-        lines = ask("apt-get", *unchanged, *targets, default="", outside=True).splitlines()
-        found = dict(words for line in lines if len(words := line.split()) == 2 and words[1].startswith("http"))
-    release = here.get("VERSION_CODENAME", "")
-    return found.get(release) or cfg.DEBIAN_MIRROR or MIRRORS[0], found.get(f"{release}-security") or MIRRORS[1]
-
-
-def keyring() -> Path:
-    """The keys of Debian's archive: this machine's, or those of the package that its own apt vouches for."""
-    if KEYRING.exists():
-        return KEYRING
-    place = APT / "keyring"
-    make_folder(place)
-    write_file(place / "conf", f'Dir::State::lists "{place}/lists";\nDir::Cache "{place}";\nAPT::Sandbox::User "root";\n')
-    more: Any = {"env": {"APT_CONFIG": str(place / "conf")}, "hint": NETWORK, "outside": True, "cwd": place}
-    do("apt-get", "-qq", "update", **more)
-    do("apt-get", "-qq", "download", KEYRING.stem, **more)
-    do("dpkg-deb", "--extract", *([*place.glob("*.deb")] or [place / "KEYRING.deb"]), place, outside=True)
-    return place / KEYRING.relative_to("/")
 
 
 def install_packages(names: set[str]) -> None:
@@ -2436,23 +2274,11 @@ def link_plugins() -> None:
     Otherwise it looks for each of a thousand modules in one of ninety folders after the other, 42,000 times in vain (3.10
     with Erlang 25): more than half of its start. It would read its plugins as well, none of which is used.
     """
-    place, rabbit = STATE / "rabbit-plugins/rabbit", "rabbitmq/lib/rabbitmq_server-*/plugins"
-    remove(place.parent)
-    link(place, f"{rabbit}/rabbit-[0-9]*/priv")
-    link(place / "ebin", "erlang/lib/*/ebin/*.beam", f"{rabbit}/*/ebin/*.beam", f"{rabbit}/rabbit-[0-9]*/ebin/rabbit.app")
-
-
-def link(place: Path, *patterns: str) -> None:
-    """A new folder of links to what `patterns` name in /usr/lib of ROOTFS."""
-
-    def each() -> None:
-        for file in (file for pattern in patterns for file in (ROOTFS / "usr/lib").glob(pattern)):
-            (place / file.name).symlink_to(Path("/") / file.relative_to(ROOTFS))
-
-    remove(place)
-    make_folder(place)
-    named = " ".join(f"/usr/lib/{pattern}" for pattern in patterns)
-    change(f"ln --symbolic --target-directory={place} {named}", each)
+    place, rabbit = STATE / "rabbit-plugins/rabbit", "/usr/lib/rabbitmq/lib/rabbitmq_server-*/plugins"
+    modules = f"/usr/lib/erlang/lib/*/ebin/*.beam {rabbit}/*/ebin/*.beam {rabbit}/rabbit-[0-9]*/ebin/rabbit.app"
+    link = "ln --symbolic --force --target-directory"
+    lines = f"mkdir --parents {place}/ebin; {link}={place} {rabbit}/rabbit-[0-9]*/priv; {link}={place}/ebin {modules}"
+    make_once(place.parent / "made-from", RELEASE, lambda: do("sh", "-ec", lines))
 
 
 def make_folders(cfg: Settings) -> None:
@@ -2736,7 +2562,7 @@ def run_detached(cfg: Settings, yes: str = "") -> None:
     refuse_if_running(cfg)
     tell_what_goes(cfg, yes)
     install(cfg, for_a_new_one=True)
-    keep_look()
+    save_baseline()
     run_unit_tests(cfg)
     start_session(cfg)
     copied = is_new_kept(cfg)
@@ -3740,8 +3566,8 @@ def uninstall(cfg: Settings, *options: str) -> None:
         return
     scrub(cfg, yes)
     lost, tops, around = changes(), tree()["top"], kept(AROUND).get("made", ())
-    forgiven(wait_for, "the machine as it was", lambda: not changed_here(), 5)
-    different = [] if DRY_RUN else changed_here()
+    forgiven(wait_for, "the machine as it was", lambda: not differences(), 5)
+    different = differences()
     leave_mounts(cfg)
     remove_folder(cfg, [] if lost else tops, keep)
     for folder in around:
@@ -3753,13 +3579,7 @@ def uninstall(cfg: Settings, *options: str) -> None:
     if not keep:  # last: this program runs from it
         do("rm", "--recursive", "--force", HERE / ".tool.lock", TOOL, outside=True)
     if different:
-        print(table(different))
-        raise Failure(f"{len(different)} things are not as they were before the first run", "see to them")
-
-
-def changed_here() -> list[dict[str, Any]]:
-    """What is not as it was before the first run, if there was one."""
-    return differences(kept(BEFORE), look_at_machine()) if BEFORE.exists() else []
+        raise Failure("the machine is not as it was before the first run", tail=tuple(different))
 
 
 def remove_folder(cfg: Settings, tops: list[str], keep: bool) -> None:
