@@ -826,11 +826,11 @@ def change(line: str, make: Callable[[], Any], text: str = "") -> Any:
 
 
 def hidden(text: str) -> str:
-    """The same with $NAME for each secret that is known, and with the names of resources for their ids."""
+    """The same with $NAME for each secret that is known."""
     given = {name: os.environ.get(name, "") for name in SECRETS}
     of_kept = {name: secret for name, secret in kept(KEPT).items() if name in SECRETS}
     known = {secret: f"${name}" for name, secret in {**of_kept, **given, **passwords(STATE)}.items() if secret}
-    for value, name in {**known, **NAMES, "@@": "$"}.items():  # @@: see values
+    for value, name in {**known, "@@": "$"}.items():  # @@: see values
         text = text.replace(value, name)
     return text
 
@@ -1416,89 +1416,32 @@ def wait_for_services(cfg: Settings, *tables: tuple[Service, ...], seconds: floa
 
 @functools.cache
 def cloud(cfg: Settings) -> Any:
-    """A connection to the running cloud as its admin."""
+    """A connection to the running cloud as its admin; the log has each change that it asks for."""
     import openstack  # here: a second that most verbs need not spend
 
     files = openstack.config.OpenStackConfig(config_files=[f"{HOME}/clouds.yaml"], secure_files=[], load_envvars=False)
     # with a full disk an API may wait for its database for ever
-    return openstack.connection.Connection(config=files.get_one("nova", api_timeout=120))
+    admin = openstack.connection.Connection(config=files.get_one("nova", api_timeout=120))
+    admin.session.session.hooks["response"].append(log_api_change)
+    return admin
 
 
-# what the APIs' client calls it   and the openstack command; what is not here has the same name there
-AS_OPTION = {
-    "domain_id":                   "--domain {}",
-    "network_id":                  "--network {}",
-    "is_router_external":          "--external",
-    "is_shared":                   "--share",
-    "is_default":                  "--default",
-    "prefixes":                    "--pool-prefix {0[0]}",
-    "is_dhcp_enabled=True":        "--dhcp",
-    "is_dhcp_enabled=False":       "--no-dhcp",
-    "provider_segmentation_id":    "--provider-segment {}",
-    "cidr":                        "--subnet-range {}",
-    "gateway_ip":                  "--gateway {}",
-    "allocation_pools":            "--allocation-pool start={0[0][start]},end={0[0][end]}",
-    "external_gateway_info":       "--external-gateway {0[network_id]}",
-    "visibility":                  "--{}",
-    "data":                        "--file {0.name}",
-    "flavor_id":                   "--flavor {}",
-    "public_key":                  f"--public-key {STATE}/run/smoke.pub",
-    "image_id":                    "--image {}",
-    "networks":                    "--port {0[0][port]}",
-    "options":                     "--ignore-lockout-failure-attempts",
-    **{name: f"--property {name}={{!r}}" for name in ("kernel_id", "ramdisk_id", "os_command_line")},
-}  # fmt: skip
+def log_api_change(response: Any, *_: Any, **__: Any) -> None:
+    """For requests: a line in the log for what changes something."""
+    if response.request.method not in ("GET", "HEAD"):
+        log.debug("+ %s %s  %d", response.request.method, response.request.url, response.status_code)
 
 
-NAMES: dict[str, str] = {}  # of resources that were made or found, by their ids: lines are read by people
+def by_api(recipe: Callable[..., Any]) -> Callable[..., Any]:
+    """Mark what is done by OpenStack's APIs alone: --dry-run has no cloud to ask, so it prints its docstring's first line."""
 
+    @functools.wraps(recipe)
+    def do_it(*arguments: Any) -> Any:
+        if not DRY_RUN:
+            return recipe(*arguments)
+        print(f"# by OpenStack's APIs: {str(recipe.__doc__).splitlines()[0]}")
 
-class Unmade(NamedTuple):
-    """With --dry-run, what stands for a resource: its name for all that is not known of it."""
-
-    name: str
-
-    def __getattr__(self, attribute: str) -> str:
-        return self.name
-
-
-def api(cfg: Settings, line: str, call: str, *arguments: Any, **options: Any) -> Any:
-    """A change by an API: `call` of its client, as compute.create_server; `line` is the openstack command that does the same."""
-    return change(line, lambda: attrgetter(call)(cloud(cfg))(*arguments, **options))
-
-
-def create(cfg: Settings, service: str, kind: str, name: str, **attributes: Any) -> Any:
-    """A new resource of an API."""
-    line = f"openstack {kind.replace('_', ' ')} create"
-    for key, value in attributes.items():
-        form = AS_OPTION.get(key) or AS_OPTION.get(f"{key}={value}") or f"--{key.replace('_', '-')} {{}}"
-        line += " " + form.format(value)
-    return named(name, api(cfg, f"{line} {name}", f"{service}.create_{kind}", name=name, **attributes))
-
-
-def delete(cfg: Settings, service: str, kind: str, resource: Any, **how: Any) -> None:
-    """The end of a resource of an API."""
-    words = ["openstack", {"ip": "floating ip"}.get(kind, kind), "delete", *(f"--{name}" for name in how), resource.id]
-    api(cfg, " ".join(words), f"{service}.delete_{kind}", resource, **how)
-
-
-def find(cfg: Settings, service: str, kind: str, name: str) -> Any:
-    """The resource of this name, of those that a run begins with."""
-    return named(name, None if DRY_RUN else attrgetter(f"{service}.find_{kind}")(cloud(cfg))(name))
-
-
-def those_of(cfg: Settings, call: str, **options: Any) -> list[Any]:
-    """What an API lists: `call` of its client, as compute.servers; nothing with --dry-run, which has no cloud to ask."""
-    return [] if DRY_RUN else list(attrgetter(call)(cloud(cfg))(**options))
-
-
-def named(name: str, resource: Any) -> Any:
-    """The same resource, whose name is known from now on; with --dry-run what stands for it."""
-    if resource is None:
-        return Unmade(name)
-    if re.fullmatch("[0-9a-f-]{32,36}", str(resource.id)):  # not a flavor's number
-        NAMES[resource.id] = name
-    return resource
+    return do_it
 
 
 # ---- The machine as it was: looked at before the first change, compared when all is undone ----
@@ -2408,56 +2351,46 @@ def started(cfg: Settings, service: Service, *more: str) -> Iterator[None]:
         change(f"kill ${service.window}; wait ${service.window} || true", end)
 
 
+@by_api
 def register_services(cfg: Settings) -> None:
-    """keystone's catalog: each service's user and its address."""
-    project, known = create(cfg, "identity", "project", "service", domain_id="default"), values(cfg)
-    roles = [find(cfg, "identity", "role", name) for name in ("admin", "service")]
+    """Fill keystone's catalog: each service's user and its address."""
+    identity, known = cloud(cfg).identity, values(cfg)
+    project = identity.create_project(name="service", domain_id="default")
+    roles = [identity.find_role(name) for name in ("admin", "service")]
     for name, kind, template in rows(cfg, ENDPOINTS):
         always = {"ignore_lockout_failure_attempts": True}  # whoever guesses (conf/keystone.conf.tmpl) does not stop the cloud
-        secret, url = known["SERVICE_PASSWORD"], render(template, cfg)
-        user = create(cfg, "identity", "user", name, domain_id="default", password=secret, options=always)
+        user = identity.create_user(name=name, domain_id="default", password=known["SERVICE_PASSWORD"], options=always)
         for role in roles:
-            add_role(cfg, role, project, "user", user)
-        line = f"openstack service create --name {name} {kind}"
-        service = named(name, api(cfg, line, "identity.create_service", name=name, type=kind))
+            identity.assign_project_role_to_user(project, user, role)
+        service = identity.create_service(name=name, type=kind)
+        where = dict(service_id=service.id, region_id="RegionOne", url=render(template, cfg))
         for interface in ("public", "internal"):
-            line = f"openstack endpoint create --region RegionOne {service.name} {interface} {shlex.quote(url)}"
-            where = dict(service_id=service.id, interface=interface, url=url, region_id="RegionOne")
-            api(cfg, line, "identity.create_endpoint", **where)
+            identity.create_endpoint(interface=interface, **where)
     keys = json.dumps({"access": known["EC2_ACCESS_KEY"], "secret": known["EC2_SECRET_KEY"]})
-    line = "openstack credential create --type ec2 --project admin admin " + json.dumps(keys)
-    make = lambda: cloud(cfg).identity.create_credential(
-        type="ec2", blob=keys, user_id=cloud(cfg).current_user_id, project_id=cloud(cfg).current_project_id
-    )
-    change(line, make)
+    whose = dict(user_id=cloud(cfg).current_user_id, project_id=cloud(cfg).current_project_id)
+    identity.create_credential(type="ec2", blob=keys, **whose)
     if cfg.DIRECTORY:
-        create(cfg, "identity", "domain", "ldap")
+        identity.create_domain(name="ldap")
 
 
+@by_api
 def create_accounts(cfg: Settings) -> None:
-    """ACCOUNTS, and the role by which swift lets its holder into every project's containers."""
-    default: dict[str, Any] = {"domain_id": "default"}
-    kinds = {name: find(cfg, "identity", "role", name) for name in ("admin", "member", "reader")}
-    places = {name: create(cfg, "identity", "project", name, **default) for name in ("demo", "alt_demo")}
-    users = {"admin": find(cfg, "identity", "user", "admin")}
+    """Create the projects and users of ACCOUNTS, and the role by which swift lets its holder into every project's containers."""
+    identity, more = cloud(cfg).identity, {"domain_id": "default"}
+    password = values(cfg)["DEMO_PASSWORD"]
+    roles = {name: identity.find_role(name) for name in ("admin", "member", "reader")}
+    projects = {name: identity.create_project(name=name, **more) for name in ("demo", "alt_demo")}
+    users = {"admin": identity.find_user("admin")}
     for name, place, kind in ACCOUNTS:
         if name not in users:
-            password = values(cfg)["DEMO_PASSWORD"]
-            users[name] = create(cfg, "identity", "user", name, password=password, **default)
+            users[name] = identity.create_user(name=name, password=password, **more)
         if place == "system":
-            line = f"openstack role add --user {name} --system all {kind}"
-            api(cfg, line, "identity.assign_system_role_to_user", users[name], kinds[kind], "all")
+            identity.assign_system_role_to_user(users[name], roles[kind], "all")
         else:
-            add_role(cfg, kinds[kind], places[place], "user", users[name])
+            identity.assign_project_role_to_user(projects[place], users[name], roles[kind])
     if cfg.USE_SWIFT:
-        create(cfg, "identity", "role", "ResellerAdmin")
+        identity.create_role(name="ResellerAdmin")
     cloud.cache_clear()  # its token names the catalog as it was
-
-
-def add_role(cfg: Settings, role: Any, project: Any, kind: str, who: Any) -> None:
-    """A user or a group has a role in a project."""
-    line = f"openstack role add --{kind} {who.name} --project {project.name} {role.name}"
-    api(cfg, line, f"identity.assign_project_role_to_{kind}", project, who, role)
 
 
 def fill_database(cfg: Settings, names: tuple[str, ...], commands: tuple[str, ...]) -> None:
@@ -2607,7 +2540,7 @@ def start(cfg: Settings) -> None:
     create_bridges(cfg)
     start_control(cfg)
     route_private(cfg)
-    ran = servers_that_ran(cfg)
+    ran = servers_that_ran(cfg) or []
     start_workers(cfg)
     wait_for_instances(cfg, ran)
     wait_for_hosts(cfg)  # not before: asked for its volume hosts, cinder waits a minute for a scheduler that is not there yet
@@ -2992,7 +2925,13 @@ def start_control(cfg: Settings) -> None:
     with step("Start the APIs"):
         start_services(cfg, CONTROL, *PRELOAD)
         # keystone reads its rules when they are first needed; where two ask at once, it refuses one (seen with 30.0.0).
-        those_of(cfg, "identity.services")
+        ask_keystone(cfg)
+
+
+@by_api
+def ask_keystone(cfg: Settings) -> None:
+    """Ask keystone once, for all."""
+    list(cloud(cfg).identity.services())
 
 
 def start_workers(cfg: Settings) -> None:
@@ -3004,33 +2943,34 @@ def start_workers(cfg: Settings) -> None:
         wait_for_services(cfg, WORKERS)
 
 
+@by_api
 def create_flavors(cfg: Settings) -> None:
-    """nova.sh's sizes."""
+    """Create nova.sh's sizes, and those that clients' jobs expect: FLAVORS."""
     with step("Create flavors"):
         for name, number, ram, disk, cpus in FLAVORS:
-            create(cfg, "compute", "flavor", name, id=number, ram=ram, disk=disk, vcpus=cpus)
+            cloud(cfg).compute.create_flavor(name=name, id=number, ram=ram, disk=disk, vcpus=cpus)
 
 
+@by_api
 def create_networks(cfg: Settings) -> None:
-    """private, public and the router between them; ping and ssh come in."""
+    """Create private, public and the router between them; let ping and ssh come in."""
     with step("Create networks"):
-        manager = MANAGERS[cfg.NET_MAN]
+        network, manager = cloud(cfg).network, MANAGERS[cfg.NET_MAN]
         outside = dict(provider_network_type="flat", provider_physical_network="public", is_router_external=True)
-        outside["is_default"] = True  # where the routers of projects lead that have their network by itself
-        public = create(cfg, "network", "network", "public", **outside)
-        private = create(cfg, "network", "network", "private", provider_physical_network="fixed", **manager.private)
+        # is_default: where the routers of projects lead that have their network by itself
+        public = network.create_network(name="public", is_default=True, **outside)
+        private = network.create_network(name="private", provider_physical_network="fixed", **manager.private)
         create_subnet(cfg, public, cfg.FLOATING_RANGE, -2, is_dhcp_enabled=False)
         inside = [create_subnet(cfg, private, cfg.FIXED_RANGE, -3, is_dhcp_enabled=manager.dhcp)]
         if cfg.USE_IPV6:
             create_subnet(cfg, public, str(ranges_v6(cfg)[1]), -2, is_dhcp_enabled=False)
             by_router = dict(ipv6_ra_mode="slaac", ipv6_address_mode="slaac", is_dhcp_enabled=True)
             inside.append(create_subnet(cfg, private, str(ranges_v6(cfg)[0]), -2, **by_router))
-        router = create(cfg, "network", "router", "router", external_gateway_info={"network_id": public.id})
+        router = network.create_router(name="router", external_gateway_info={"network_id": public.id})
         for subnet in inside:
-            line = f"openstack router add subnet router {subnet.id}"
-            api(cfg, line, "network.add_interface_to_router", router, subnet_id=subnet.id)
+            network.add_interface_to_router(router, subnet_id=subnet.id)
         part = dict(prefixes=[pool_range(cfg)], default_prefix_length=26, is_shared=True, is_default=True)
-        create(cfg, "network", "subnet_pool", "shared-default-subnetpool-v4", **part)
+        network.create_subnet_pool(name="shared-default-subnetpool-v4", **part)
         share_private(cfg, private)
         route_private(cfg)
         allow_ping_and_ssh(cfg)
@@ -3039,10 +2979,9 @@ def create_networks(cfg: Settings) -> None:
 def share_private(cfg: Settings, private: Any) -> None:
     """Let the project demo use `private`, which is the admin's, as DevStack's demo uses its own."""
     if not MANAGERS[cfg.NET_MAN].private.get("is_shared"):
-        demo = find(cfg, "identity", "project", "demo")
-        line = "openstack network rbac create --type network --action access_as_shared --target-project demo private"
+        demo = cloud(cfg).identity.find_project("demo")
         whose = dict(object_type="network", object_id=private.id, action="access_as_shared", target_project_id=demo.id)
-        api(cfg, line, "network.create_rbac_policy", **whose)
+        cloud(cfg).network.create_rbac_policy(**whose)
 
 
 def pool_range(cfg: Settings) -> str:
@@ -3056,14 +2995,14 @@ def pool_range(cfg: Settings) -> str:
     return next(filter(is_free, POOLS), POOLS[-1])
 
 
+@by_api
 def route_private(cfg: Settings) -> None:
-    """This machine knows the way to the instances' IPv6 addresses, which have no translation; it goes with br-ex."""
+    """Route the instances' IPv6 addresses, which have no translation, through br-ex, where USE_IPV6 asks for them."""
     if not cfg.USE_IPV6:
         return
-    gateways = [each.external_gateway_info or {} for each in those_of(cfg, "network.routers", name="router")[:1]]
+    gateways = [each.external_gateway_info or {} for each in list(cloud(cfg).network.routers(name="router"))[:1]]
     places = [each["ip_address"] for gateway in gateways for each in gateway.get("external_fixed_ips", ())]
-    own = [place for place in places if ":" in place]  # none where a user deleted the router, or its way out
-    for address in ["ADDRESS-OF-ROUTER"] if DRY_RUN else own:
+    for address in (place for place in places if ":" in place):  # none where a user deleted the router, or its way out
         do_again("ip", "-6", "route", "replace", ranges_v6(cfg)[0], "via", address, "dev", "br-ex")
 
 
@@ -3073,50 +3012,49 @@ def create_subnet(cfg: Settings, network: Any, cidr: str, last: int, **more: obj
     pool = dict(start=str(room[2]), end=str(room[last]))
     where = dict(network_id=network.id, ip_version=room.version, cidr=cidr, gateway_ip=str(room[1]))
     name = f"{'ipv6-' * (room.version == 6)}{network.name}-subnet"
-    return create(cfg, "network", "subnet", name, allocation_pools=[pool], **where, **more)
+    return cloud(cfg).network.create_subnet(name=name, allocation_pools=[pool], **where, **more)
 
 
 def allow_ping_and_ssh(cfg: Settings) -> None:
     """Into every instance whose security group is the project's default one."""
     every, ssh = dict[str, int](), {"port_range_min": 22, "port_range_max": 22}
     allowed = (("IPv4", "icmp", every), ("IPv6", "ipv6-icmp", every), ("IPv4", "tcp", ssh), ("IPv6", "tcp", ssh))
-
-    def make() -> None:
-        network, project = cloud(cfg).network, cloud(cfg).current_project_id
-        own = dict(security_group_id=next(network.security_groups(name="default", project_id=project)).id, direction="ingress")
-        network.create_security_group_rules([{**own, "ether_type": f, "protocol": p, **ports} for f, p, ports in allowed])
-
-    line = "openstack security group rule create --ethertype {} --protocol {}{} default"
-    change("\n".join(line.format(f, p, " --dst-port 22" if ports else "") for f, p, ports in allowed), make)
+    network, project = cloud(cfg).network, cloud(cfg).current_project_id
+    own = dict(security_group_id=next(network.security_groups(name="default", project_id=project)).id, direction="ingress")
+    network.create_security_group_rules([{**own, "ether_type": f, "protocol": p, **ports} for f, p, ports in allowed])
 
 
+@by_api
 def create_projects(cfg: Settings) -> None:
-    """Each group of the directory is a project of the domain ldap, and its members are the project's."""
+    """Make each group of the directory, if there is one, a project of the domain ldap, whose members are the group's."""
     if cfg.DIRECTORY:
         with step("Create the projects of the directory's groups"):
-            domain, member = find(cfg, "identity", "domain", "ldap"), find(cfg, "identity", "role", "member")
-            for group in [Unmade("EACH-GROUP")] if DRY_RUN else those_of(cfg, "identity.groups", domain_id=domain.id):
-                project = create(cfg, "identity", "project", group.name, domain_id=domain.id)
-                add_role(cfg, member, project, "group", group)
+            identity = cloud(cfg).identity
+            domain, member = identity.find_domain("ldap"), identity.find_role("member")
+            for group in identity.groups(domain_id=domain.id):
+                project = identity.create_project(name=group.name, domain_id=domain.id)
+                identity.assign_project_role_to_group(project, group, member)
 
 
+@by_api
 def upload_image(cfg: Settings) -> None:
     """Register ami-tty and debian: kernel, ramdisk, root disk; and IMAGE under its file's name."""
+    image = cloud(cfg).image
     with step("Upload the image"):
         ids, is_machine = dict[str, str](), cfg.LIBVIRT_TYPE != "lxc"  # of a container no hardware can be asked
         for name, form, file, properties in rows(cfg, IMAGE_PARTS):
             known = {key: ids.get(value, value) for key, value in properties.items() if is_machine or not key.startswith("hw_")}
-            path = HOME / "images" / file
-            with contextlib.nullcontext(Unmade(str(path))) if DRY_RUN else open(path, "rb") as data:
-                around = form if form.startswith("a") else "bare"  # Amazon's three formats are containers as well
-                part = dict(disk_format=form, container_format=around, visibility="public", data=data, **known)
-                ids[name] = create(cfg, "image", "image", name, **part).id
+            around = form if form.startswith("a") else "bare"  # Amazon's three formats are containers as well
+            part = dict(disk_format=form, container_format=around, visibility="public", **known)
+            with open(HOME / "images" / file, "rb") as data:
+                ids[name] = image.create_image(name=name, data=data, **part).id
     if cfg.IMAGE and not asked_for(cfg, "IMAGE=debian"):
         path, called = image_file(cfg), Path(urllib.parse.urlsplit(cfg.IMAGE).path).stem
-        kind, size = ("FORMAT", 0) if DRY_RUN else image_format(path)
-        with step(f"Upload the image {called} ({kind}, a disk of {size / 2**30:.1f} GiB)"), open(path, "rb") as image:
+        kind, size = image_format(path)
+        with step(f"Upload the image {called} ({kind}, a disk of {size / 2**30:.1f} GiB)"), open(path, "rb") as data:
             own = dict(disk_format=kind, container_format="bare", visibility="public", min_disk=-(-size // 2**30))
-            create(cfg, "image", "image", called, data=BARS.wrap_file(image, path.stat().st_size, task_id=AT_WORK.bar), **own)
+            shown = BARS.wrap_file(data, path.stat().st_size, task_id=AT_WORK.bar)
+            image.create_image(name=called, data=shown, **own)
 
 
 def wait_for_hosts(cfg: Settings) -> None:
@@ -3146,15 +3084,16 @@ def merge_memory(cfg: Settings) -> None:
             open_windows(cfg, MERGER)
 
 
+@by_api
 def servers_that_ran(cfg: Settings) -> list[Any]:
     """The instances that have to run: those that nova believes do, but for one that is being deleted."""
-    servers = those_of(cfg, "compute.servers", all_projects=True)
+    servers = cloud(cfg).compute.servers(all_projects=True)
     return [each for each in servers if each.status == "ACTIVE" and not each.task_state]
 
 
 def is_compute_up(cfg: Settings) -> bool:
     """Does nova take its compute host for alive? After a long stop not before its next report."""
-    (host,) = those_of(cfg, "compute.services", binary="nova-compute", host=socket.gethostname())
+    (host,) = cloud(cfg).compute.services(binary="nova-compute", host=socket.gethostname())
     return host.state == "up" or bool(host.is_forced_down)
 
 
@@ -3174,28 +3113,26 @@ def wait_for_instances(cfg: Settings, ran: list[Any]) -> None:
         wait_for_services(cfg, COMPUTE, seconds=limit)
         for server in ran:
             if is_active(cfg, server) and server.id not in running_guests(cfg):
-                api(cfg, f"openstack server reboot --hard {server.id}", "compute.reboot_server", server, "HARD")
+                cloud(cfg).compute.reboot_server(server, "HARD")
         for server in ran:
             again = lambda server=server: is_active(cfg, server) and server.id in running_guests(cfg)
             wait_for(f"the instance {server.name}", again, limit)
 
 
+@by_api
 def smoke_test(cfg: Settings) -> None:
     """Boot an instance, reach it by ping and by ssh through a floating address, delete it."""
-    key = STATE / "run/smoke"
+    compute, network, key = cloud(cfg).compute, cloud(cfg).network, STATE / "run/smoke"
     with step("Boot an instance and reach it by ssh"):
         do("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "smoke", "-f", key)
-        public_key = "" if DRY_RUN else key.with_suffix(".pub").read_text()
         _, port, image = in_parallel(
-            lambda: create(cfg, "compute", "keypair", "smoke", public_key=public_key),
-            lambda: create(cfg, "network", "port", "smoke", network_id=find(cfg, "network", "network", "private").id),
-            lambda: find(cfg, "image", "image", "ami-tty"),
+            lambda: compute.create_keypair(name="smoke", public_key=key.with_suffix(".pub").read_text()),
+            lambda: network.create_port(name="smoke", network_id=network.find_network("private").id),
+            lambda: cloud(cfg).image.find_image("ami-tty"),
         )
-        which = dict(flavor_id=FLAVORS[0][1], image_id=image.id, key_name="smoke")
-        server = create(cfg, "compute", "server", "smoke", networks=[{"port": port.id}], **which)
-        where = dict(floating_network_id=find(cfg, "network", "network", "public").id, port_id=port.id)
-        line = f"openstack floating ip create --port {port.id} public"
-        address = named("ADDRESS", api(cfg, line, "network.create_ip", **where))
+        which = dict(flavor_id=FLAVORS[0][1], image_id=image.id, key_name="smoke", networks=[{"port": port.id}])
+        server = compute.create_server(name="smoke", **which)
+        address = network.create_ip(floating_network_id=network.find_network("public").id, port_id=port.id)
         wait_for("the instance", lambda: is_active(cfg, server), 120)
         place = address.floating_ip_address
         login = ("timeout", 15, "ssh", "-i", key, *shlex.split("-oBatchMode=yes -oConnectTimeout=3 -oLogLevel=ERROR"))
@@ -3205,11 +3142,11 @@ def smoke_test(cfg: Settings) -> None:
             wait_for(f"ping of {place}", pinged, 60)
             wait_for(f"ssh to {place}", lambda: ask(*login, f"root@{place}", "hostname", default="") == "smoke", 90)
     with step("Delete it again"):
-        delete(cfg, "compute", "server", server)
-        wait_for("the instance's end", lambda: not cloud(cfg).compute.find_server(server.id), 60)
-        delete(cfg, "network", "ip", address)
-        delete(cfg, "network", "port", port)
-        delete(cfg, "compute", "keypair", find(cfg, "compute", "keypair", "smoke"))
+        compute.delete_server(server)
+        wait_for("the instance's end", lambda: not compute.find_server(server.id), 60)
+        network.delete_ip(address)
+        network.delete_port(port)
+        compute.delete_keypair("smoke")
 
 
 @contextlib.contextmanager
@@ -3446,26 +3383,27 @@ def terminate(cfg: Settings) -> None:
     destroy_domains()
 
 
+@by_api
 def delete_everything(cfg: Settings) -> None:
-    """Every project's instances, and every floating address."""
-    servers = functools.partial(cloud(cfg).compute.servers, all_projects=True)
+    """Delete every project's instances, and every floating address."""
+    compute, network = cloud(cfg).compute, cloud(cfg).network
+    servers = functools.partial(compute.servers, all_projects=True)
     for server in (those := list(servers())):
-        delete(cfg, "compute", "server", server, force=True)
+        compute.delete_server(server, force=True)
     wait_for(f"the end of {len(those)} instances", lambda: not list(servers()), 60)
-    for address in cloud(cfg).network.ips():
-        delete(cfg, "network", "ip", address)
+    for address in network.ips():
+        network.delete_ip(address)
 
 
+@by_api
 def delete_volumes(cfg: Settings) -> None:
-    """Every project's volumes with their snapshots, whatever state they are in."""
+    """Delete every project's volumes with their snapshots, whatever state they are in."""
     storage = cloud(cfg).block_storage
     volumes = functools.partial(storage.volumes, all_projects=True)
     for each in storage.attachments(all_projects=True):  # of instances that are no more
-        line = f"openstack --os-volume-api-version 3.27 volume attachment delete {each.id}"
-        api(cfg, line, "block_storage.delete", f"/attachments/{each.id}", microversion="3.27")
+        storage.delete(f"/attachments/{each.id}", microversion="3.27")
     for each in (those := list(volumes())):
-        where = f"/volumes/{each.id}?cascade=true&force=true"
-        api(cfg, f"openstack volume delete --force --purge {each.id}", "block_storage.delete", where, microversion="3.23")
+        storage.delete(f"/volumes/{each.id}?cascade=true&force=true", microversion="3.23")
     wait_for(f"the end of {len(those)} volumes", lambda: not list(volumes()), 60)
 
 
