@@ -285,7 +285,7 @@ class Settings:
         return asked_for(self, "VOLUMES_SIZE") and has_iscsi()
 
     @property
-    def MERGES(self) -> bool:
+    def KSM(self) -> bool:
         """Not a setting: may this kernel be asked to keep equal pages once? Who asked stays so through exec since 6.7."""
         return self.USE_KSM and os.access(KSM / "run", os.W_OK) and (KSM / "smart_scan").exists()
 
@@ -341,55 +341,11 @@ CONSOLE_PORTS = range(26000, 27000)  # the instances' VNC servers and serial por
 PATHS = dict(
     HOME=HOME, STATE=STATE, ROOTFS=ROOTFS, CONF=CONF, ENV=ENV, EC2=EC2, BIN=ENV / "bin", USER=USER, GUEST_USER=GUEST_USER,
     OVS=STATE / "ovs", OVSDB=f"unix:{STATE}/ovs/db.sock", MAC_PREFIX="fa:6e:70",
-    RABBIT_PORT=35672, RABBIT_DIST_PORT=35673, EPMD_PORT=34369, TGT_PORT=33260, SWIFT_PORT=36200,
-    LDAP_PORT=33890, LDAP_ADMIN_PORT=33891,
     VNC_MIN=CONSOLE_PORTS[0], VNC_MAX=CONSOLE_PORTS[499], SERIAL_MIN=CONSOLE_PORTS[500], SERIAL_MAX=CONSOLE_PORTS[-1],
-)
-
-# folder under DIR            owner
-FOLDERS = (
-    ("instances",               PRIVSEP),
-    ("images",                  ROOT),
-    ("state/log",               ROOT),
-    ("state/run",               ROOT),
-    ("state/cache",             ROOT),
-    ("state/conf",              ROOT),  # root's own shells run what is in it
-    ("state/conf/domains",      USER),
-    ("state/conf/swift",        USER),
-    ("state/bin",               ROOT),
-    ("state/locks",             USER),
-    ("state/nova",              USER),
-    ("state/keystone/fernet",   USER),
-    ("state/keystone/credential", USER),
-    ("state/glance/images",     USER),
-    ("state/glance/staging",    USER),
-    ("state/glance/tasks",      USER),
-    ("state/neutron",           USER),
-    ("state/mysql",             USER),
-    ("state/databases",         USER),
-    ("state/rabbit",            USER),
-    ("state/ovs",               USER),
-    ("state/cinder",            USER),
-    ("state/volumes",           PRIVSEP),
-    ("state/swift",             USER),
-    ("state/root/etc/libvirt/hooks", ROOT),
-    ("state/ldap",              USER),
-)
-
-# What every run begins without.
-EMPTIED = (
-    "state/mysql", "state/databases", "state/rabbit", "state/ovs", "state/nova", "state/glance/images", "state/neutron",
-    "state/cinder", "state/volumes", "state/swift", "state/ldap", "state/opendj",
-    "state/root/etc/libvirt/qemu", "state/root/etc/libvirt/lxc", "state/root/var/lib/libvirt", "state/root/run/libvirt",
-    "state/root/run/netns", "state/root/tmp", "instances",
 )
 
 # What a cloud that was just made has in STATE; kept by the first run, copied by those that would make the same one.
 NEW = ("databases", "glance/images", "ovs/ovnnb.db")
-
-# What start begins without: it ended with the processes that it was about. Messages do not outlive RabbitMQ; switches and
-# their ports are made anew by create_bridges and by nova.
-ENDED = ("state/rabbit", "state/root/run/libvirt", "state/root/run/netns", "state/root/tmp", "state/ovs/conf.db")
 
 # A setting that puts a folder under DIR elsewhere: there, a folder of our own is mounted in its place.
 ELSEWHERE = (
@@ -397,135 +353,71 @@ ELSEWHERE = (
     ("LOCK_PATH",          "state/locks"),
 )
 
-# template             written to                       mode   owner
-CONFIG_FILES = (
-    ("nova.conf.tmpl",             CONF / "nova.conf",            0o600, USER),
-    ("conf/nova-db.conf.tmpl",     CONF / "nova-db.conf",         0o600, USER),
-    ("conf/keystone.conf.tmpl",    CONF / "keystone.conf",        0o600, USER),
-    ("conf/glance-api.conf.tmpl",  CONF / "glance-api.conf",      0o600, USER),
-    ("conf/placement.conf.tmpl",   CONF / "placement.conf",       0o600, USER),
-    ("conf/neutron.conf.tmpl",     CONF / "neutron.conf",         0o600, USER),
-    ("conf/cinder.conf.tmpl",      CONF / "cinder.conf",          0o600, USER),
-    ("conf/cinder_files.py",       CONF / "cinder_files.py",      0o644, ROOT),
-    ("conf/swift.conf.tmpl",       CONF / "swift/swift.conf",     0o644, USER),
-    ("conf/swift-proxy.conf.tmpl", CONF / "swift-proxy.conf",     0o600, USER),
-    ("conf/swift-store.conf.tmpl", CONF / "swift-store.conf",     0o644, USER),
-    ("conf/swift_store.py",        CONF / "swift_store.py",       0o644, USER),
-    ("conf/ec2api.conf.tmpl",      CONF / "ec2api.conf",          0o600, USER),
-    ("conf/ec2-paste.ini.tmpl",    CONF / "ec2-paste.ini",        0o644, USER),
-    ("conf/ec2_auth.py",           CONF / "ec2_auth.py",          0o644, USER),
-    ("conf/my.cnf.tmpl",           CONF / "my.cnf",               0o600, USER),
-    ("conf/grants.sql.tmpl",       CONF / "grants.sql",           0o600, USER),
-    ("conf/rabbitmq.conf.tmpl",    CONF / "rabbitmq.conf",        0o600, USER),
-    ("conf/rabbitmq-plugins.tmpl", CONF / "rabbitmq-plugins",     0o644, USER),
-    ("conf/uwsgi.ini.tmpl",        CONF / "uwsgi.ini",            0o644, USER),
-    ("conf/nat.nft.tmpl",          CONF / "nat.nft",              0o644, ROOT),
-    ("conf/consoles.nft.tmpl",     CONF / "consoles.nft",         0o644, ROOT),
-    ("conf/swift.nft.tmpl",        CONF / "swift.nft",            0o644, ROOT),
-    ("conf/nat6.nft.tmpl",         CONF / "nat6.nft",             0o644, ROOT),
-    ("conf/forward.nft.tmpl",      CONF / "forward.nft",          0o644, ROOT),
-    ("conf/forward6.nft.tmpl",     CONF / "forward6.nft",         0o644, ROOT),
-    ("conf/window.tmpl",           CONF / "window",               0o644, ROOT),
-    ("conf/again.tmpl",            CONF / "again",                0o755, ROOT),
-    ("conf/fork.tmpl",             CONF / "fork",                 0o755, ROOT),
-    ("conf/preload.py",            CONF / "preload.py",           0o644, ROOT),
-    ("conf/alone.py",              CONF / "alone",                0o755, ROOT),
-    ("conf/nova_apis.py",          CONF / "nova_apis.py",         0o644, USER),
-    ("conf/map-host.py",           CONF / "map-host",             0o755, ROOT),
-    ("conf/lost-builds.py",        CONF / "lost-builds.py",       0o644, ROOT),
-    ("conf/test.tmpl",             CONF / "test",                 0o644, ROOT),
-    ("conf/screenrc.tmpl",         CONF / "screenrc",             0o644, ROOT),
-    ("conf/libvirtd.conf.tmpl",    ROOTFS / "etc/libvirt/libvirtd.conf", 0o644, ROOT),
-    ("conf/qemu.conf.tmpl",        ROOTFS / "etc/libvirt/qemu.conf",   0o644, ROOT),
-    ("conf/libvirt-hook.tmpl",     ROOTFS / "etc/libvirt/hooks/qemu",  0o755, ROOT),
-    ("conf/libvirt-hook.tmpl",     ROOTFS / "etc/libvirt/hooks/lxc",   0o755, ROOT),
-    ("conf/targets.conf.tmpl",     ROOTFS / "etc/tgt/targets.conf",    0o644, ROOT),
-    ("conf/sudoers.tmpl",          ROOTFS / "etc/sudoers.d/nova-py",   0o440, ROOT),
-    ("conf/rootwrap.conf.tmpl",    CONF / "rootwrap.conf",             0o644, ROOT),
-    ("conf/keystone.ldap.conf.tmpl", CONF / "domains/keystone.ldap.conf", 0o600, USER),
-    ("conf/tree.ldif.tmpl",        CONF / "tree.ldif",            0o600, ROOT),
-    ("conf/slapd.conf.tmpl",       CONF / "slapd.conf",           0o600, USER),
-    ("conf/opendj.tmpl",           CONF / "opendj",               0o600, ROOT),
-    ("conf/demorc.tmpl",           HOME / "demorc",               0o600, "caller"),
-    ("novarc.tmpl",                HOME / "novarc",               0o600, "caller"),
-    ("conf/openstack.tmpl",        STATE / "bin/openstack",       0o755, ROOT),
-    ("conf/clouds.yaml.tmpl",      HOME / "clouds.yaml",          0o600, "caller"),
-)
-
-# ---- Tables: the services, one window each, in the order in which they start ----
+# ---- The services: conf/services.toml ----
 
 
-class Service(NamedTuple):
-    """A row below: window, user, command, where it answers: a URL, a host:port, a socket, a queue; "" where the APIs tell."""
+class Window(NamedTuple):
+    """A window of the session: [[SERVICE.window]] in conf/services.toml, whose head says what each of these is."""
 
-    window: str
+    name: str
+    wave: str
     user: str
     command: str
-    answers: str = ""
+    preload: str = ""
+    ready: str = ""
+
+    @property
+    def line(self) -> str:
+        """Its command, as a fork of the preloaded process where there is one for it."""
+        return f"fork {self.preload} {self.command}" if self.preload else self.command
 
 
-API = "uwsgi --ini $CONF/uwsgi.ini --http-socket"
-NOVA_CONF = "--config-file $CONF/nova.conf --config-file $CONF/nova-db.conf"
+@dataclass(frozen=True)
+class Service:
+    """[SERVICE] in conf/services.toml, whose head says what each of these is."""
 
-# It imports what the services behind a "fork" need, for seconds: first of all, beside whatever else has to be done.
-PRELOAD = (
-    Service("preload",      ROOT, "python -P $CONF/preload.py $USER", "$STATE/run/preload-any"),
-)
-# What OpenStack stands on. Guests, which libvirtd starts, come after the control plane, or it would starve beside twenty
-# that boot (conf/libvirt-hook.tmpl); tini takes note of their end at once, where process 1 may not.
-SERVERS = (
-    Service("rabbit",       USER, "env HOME=$STATE/rabbit /usr/lib/rabbitmq/bin/rabbitmq-server", "127.0.0.1:$RABBIT_PORT"),
-    Service("mysql",        USER, "mariadbd --defaults-file=$CONF/my.cnf --datadir=$STATE/databases/mysql", "$STATE/mysql/sock"),
-    Service("ovsdb",        USER, "ovsdb-server --remote=p$OVSDB --unixctl=$OVS/ovsdb.ctl"
-                                  " $OVS/conf.db $OVS/ovnnb.db $OVS/ovnsb.db", "$OVS/db.sock"),
-    Service("vswitchd",     ROOT, "ovs-vswitchd --unixctl=$OVS/vswitchd.ctl $OVSDB", "$OVS/vswitchd.ctl"),
-    Service("northd",       USER, "ovn-northd --unixctl=$OVS/northd.ctl --ovnnb-db=$OVSDB --ovnsb-db=$OVSDB", "$OVS/northd.ctl"),
-    Service("libvirt",      ROOT, "tini -s -- setpriv --pdeathsig=KILL nice -n 10 libvirtd --pid-file $STATE/run/libvirtd.pid",
-                                  "$ROOTFS/run/libvirt/libvirt-sock"),
-    Service("ldap",         USER, "slapd -f $CONF/slapd.conf -h ldap://127.0.0.1:$LDAP_PORT -d none", "127.0.0.1:$LDAP_PORT"),
-    Service("opendj",       ROOT, "bash $CONF/opendj", "127.0.0.1:$LDAP_PORT"),
-    Service("tgt",          ROOT, "tgtd --foreground --iscsi portal=127.0.0.1:$TGT_PORT", "127.0.0.1:$TGT_PORT"),
-    Service("iscsi",        ROOT, "sh -c '/usr/lib/open-iscsi/startup-checks.sh && exec iscsid --foreground'"),
-    Service("objects",      USER, "python $CONF/swift_store.py $CONF/swift-store.conf -v", "127.0.0.1:$SWIFT_PORT"),
-)
-# OpenStack's own. ovn-controller (23.03) crashes where the bridges are not there yet, so it is here; keystone comes
-# first of the others, because they all ask it who is asking. It has one thread, because its middleware (30.0.0) keeps a
-# request's token where all threads look (AuthContextMiddleware.token): one request was judged by another one's token.
-CONTROL = (
-    Service("ovn",          ROOT, "ovn-controller $OVSDB"),
-    Service("keystone",     USER, f"fork any {API} $HOST_IP:5000 --threads 1 -w keystone.wsgi.api", "http://$HOST_IP:5000/v3"),
-    Service("placement",    USER, f"fork any {API} $HOST_IP:8778 -w placement.wsgi.api", "http://$HOST_IP:8778/"),
-    Service("network",      USER, f"fork net {API} $HOST_IP:9696 -w neutron.wsgi.api", "http://$HOST_IP:9696/"),
-    Service("api",          USER, f"fork nova {API} $HOST_IP:8774 --http-socket 127.0.0.1:8775 --wsgi-file $CONF/nova_apis.py",
-                                  "http://$HOST_IP:8774/"),
-    Service("conductor",    USER, f"fork nova alone nova-conductor {NOVA_CONF}", "amqp:conductor"),
-    Service("glance",       USER, f"fork any {API} $HOST_IP:9292 -w glance.wsgi.api", "http://$HOST_IP:9292/"),
-    Service("volume-api",   USER, f"{API} $HOST_IP:8776 -w cinder.wsgi.api"
-                                  " --pyargv '--config-file $CONF/cinder.conf'", "http://$HOST_IP:8776/"),
-    Service("objectstore",  USER, "swift-proxy-server $CONF/swift-proxy.conf -v", "http://$HOST_IP:3333/healthcheck"),
-    Service("ec2",          USER, "env PYTHONPATH=$CONF $EC2/bin/ec2-api --config-file $CONF/ec2api.conf", "http://$HOST_IP:8773/"),
-    Service("novnc",        USER, f"nova-novncproxy {NOVA_CONF} --web $STATE/novnc/usr/share/novnc", "$HOST_IP:6080"),
-    Service("serial",       USER, f"nova-serialproxy {NOVA_CONF}", "$HOST_IP:6083"),
-)
-# When they start, they ask the APIs: the scheduler asks placement.
-WORKERS = (
-    Service("scheduler",    USER, f"fork nova alone nova-scheduler {NOVA_CONF}", "amqp:scheduler"),
-    Service("network-meta", PRIVSEP, "fork net neutron-ovn-metadata-agent --config-file $CONF/neutron.conf"),
-    Service("network-ovn",  USER, "fork net alone neutron-ovn-maintenance-worker --config-file $CONF/neutron.conf"),
-    Service("volume-sched", USER, "cinder-scheduler --config-file $CONF/cinder.conf", "amqp:cinder-scheduler"),
-    Service("volume",       DISKS, "env PYTHONPATH=$CONF cinder-volume --config-file $CONF/cinder.conf"),
-    Service("volume-backup", DISKS, "cinder-backup --config-file $CONF/cinder.conf", "amqp:cinder-backup"),
-)
-# Last: when it starts, it asks the conductor, and waits ten seconds where there is none yet.
-COMPUTE = (
-    Service("compute",      DISKS, "fork nova nova-compute --config-file $CONF/nova.conf", "amqp:compute.$HOSTNAME"),
-)
-OPENSTACK = CONTROL + WORKERS + COMPUTE
-# When all have the memory that they need.
-MERGER = (Service("ksm",    ROOT, "ksm $STATE/run/ksm"),)
-SERVICES = {service.window: service for service in PRELOAD + SERVERS + OPENSTACK + MERGER}
+    why: str
+    asked_for_by: str = ""
+    packages: dict[str, str] = field(default_factory=dict)
+    group: str = ""
+    environment: str = "env"
+    folders: dict[str, str] = field(default_factory=dict)
+    emptied: tuple[str, ...] = ()
+    ended: tuple[str, ...] = ()
+    files: dict[str, tuple[str, int, str]] = field(default_factory=dict)
+    databases: tuple[str, ...] = ()
+    fill: tuple[str, ...] = ()
+    endpoint: tuple[str, str] = ("", "")
+    contents: dict[str, dict[str, str]] = field(default_factory=dict)
+    ports: dict[str, int] = field(default_factory=dict)
+    window: tuple[dict[str, str], ...] = ()
 
-# ---- Tables: databases, endpoints, flavors ----
+    @property
+    def windows(self) -> list[Window]:
+        """Its windows."""
+        return [Window(**row) for row in self.window]
+
+
+SERVICES = {name: Service(**block) for name, block in tomllib.loads((HERE / "conf/services.toml").read_text()).items()}
+WINDOWS = {window.name: window for service in SERVICES.values() for window in service.windows}
+PATHS |= {name: port for service in SERVICES.values() for name, port in service.ports.items()}
+# whose a window or a file is, in the words of conf/services.toml
+USERS = {"root": ROOT, "service": USER, "privsep": PRIVSEP, "disks": DISKS, "caller": "caller"}
+OPENSTACK = ("control", "workers", "compute")  # the waves of OpenStack itself
+
+
+def services(cfg: Settings) -> dict[str, Service]:
+    """Those that these settings ask for, by their names."""
+    return {name: each for name, each in SERVICES.items() if not each.asked_for_by or asked_for(cfg, each.asked_for_by)}
+
+
+def windows(cfg: Settings, *waves: str) -> list[Window]:
+    """The windows of these waves, or all of them, that the settings ask for, in the order in which they start."""
+    found = [window for service in services(cfg).values() for window in service.windows]
+    return [window for wave in waves for window in found if window.wave == wave] if waves else found
+
+
+# ---- Tables: databases, accounts, networks, images ----
 
 # What templates call the databases, by USE_MYSQL. neutron is always in MariaDB: its project does not support SQLite (its
 # migrations alter constraints, and it opens a second writing session while its first is open). CELL is for nova-manage,
@@ -536,37 +428,6 @@ DATABASE_URLS = {
     False: dict(DATABASE=f"sqlite:///{STATE}/databases/sqlite", QUERY="plugin=immediate&timeout=60",
                 CELL=f"sqlite:///{STATE}/databases/sqlite"),
 }
-GLANCE_MANAGE = "$CONF/fork any glance-manage --config-file $CONF/glance-api.conf"
-# database, and the commands that fill it; these run beside those of the other rows
-DATABASES = (
-    (("nova_api", "nova_cell0", "nova_cell1"), (
-        f"$CONF/fork nova nova-manage {NOVA_CONF} api_db sync",
-        f"$CONF/fork nova nova-manage {NOVA_CONF} cell_v2 map_cell0 --database_connection $CELL/nova_cell0?{{query}}",
-        f"$CONF/fork nova nova-manage {NOVA_CONF} cell_v2 create_cell --name cell1"
-        " --database_connection $CELL/nova_cell1?{query} --transport-url {scheme}://{username}:{password}@{hostname}:{port}/",
-        f"$CONF/fork nova $CONF/map-host {NOVA_CONF}",
-        f"$CONF/fork nova nova-manage {NOVA_CONF} db sync")),
-    (("keystone",),  ("$CONF/fork any keystone-manage --config-file $CONF/keystone.conf db_sync",
-                      "$CONF/fork any keystone-manage --config-file $CONF/keystone.conf bootstrap")),
-    (("glance",),    (f"{GLANCE_MANAGE} db_sync", f"{GLANCE_MANAGE} db_load_metadefs $ENV/etc/glance/metadefs")),
-    (("placement",), ("$CONF/fork any placement-manage --config-file $CONF/placement.conf db sync",)),
-    (("neutron",),   ("$CONF/fork net neutron-db-manage --config-file $CONF/neutron.conf upgrade heads",)),
-    (("cinder",),    ("cinder-manage --config-file $CONF/cinder.conf db sync",)),
-    (("ec2api",),    ("$EC2/bin/ec2-api-manage --config-file $CONF/ec2api.conf db_sync",)),
-)
-
-# user,       type,         url
-ENDPOINTS = (
-    ("glance",    "image",     "http://$HOST_IP:9292"),
-    ("placement", "placement", "http://$HOST_IP:8778"),
-    ("nova",      "compute",   "http://$HOST_IP:8774/v2.1"),
-    ("neutron",   "network",   "http://$HOST_IP:9696"),
-    ("cinder",    "block-storage", "http://$HOST_IP:8776/v3"),
-    ("swift",     "object-store",  "http://$HOST_IP:3333/v1/AUTH_$$(project_id)s"),
-    ("ec2",       "ec2",       "http://$HOST_IP:8773/"),
-)
-
-
 # user,              where,        role: the accounts that clients' jobs expect, named as DevStack names them
 ACCOUNTS = (
     ("demo",            "demo",     "member"),
@@ -578,14 +439,6 @@ ACCOUNTS = (
     ("system_reader",   "system",   "reader"),
     ("admin",           "demo",     "admin"),
     ("admin",           "alt_demo", "admin"),
-)
-
-# what a cloud has, in which database and table, but for what is deleted; and which of them something is being done to
-THINGS = (
-    ("instances",   "nova_cell1", "instances WHERE deleted = 0", "task_state <> '' AND vm_state <> 'error'"),
-    ("volumes",     "cinder",     "volumes WHERE NOT deleted",   "status LIKE '%ing' AND status NOT LIKE 'error%'"),
-    ("snapshots",   "cinder",     "snapshots WHERE NOT deleted", "status LIKE '%ing' AND status NOT LIKE 'error%'"),
-    ("backups",     "cinder",     "backups WHERE NOT deleted",   "status LIKE '%ing' AND status NOT LIKE 'error%'"),
 )
 
 
@@ -630,25 +483,32 @@ QUOTAS = (("INSTANCES", 10), ("CORES", 20), ("RAM", 51200))
 HARDWARE = {"hw_machine_type": "q35", "hw_cdrom_bus": "scsi", "hw_scsi_model": "virtio-scsi"}
 # what takes an emulated processor more than a second of the four that ami-tty boots
 QUICK = "no_timer_check mitigations=off cryptomgr.notests nokaslr lsm= initcall_blacklist=init_kprobe_trace"
-# image,            format,  file,                properties (a part's name stands for its id)
-IMAGE_PARTS: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
-    ("ami-tty-kernel",  "aki",   "vmlinuz",           {}),
-    ("ami-tty-ramdisk", "ari",   "initrd",            {}),
-    ("ami-tty",         "ami",   "root.img",          {"kernel_id": "ami-tty-kernel", "ramdisk_id": "ami-tty-ramdisk",
-                         "os_command_line": f"root=LABEL=ami-tty console=tty1 console=ttyS0 quiet {QUICK}", **HARDWARE}),
-    ("debian-kernel",   "aki",   "debian/vmlinuz",    {}),
-    ("debian-ramdisk",  "ari",   "debian/initrd",     {}),
-    ("debian",          "qcow2", "debian/root.qcow2", {"kernel_id": "debian-kernel", "ramdisk_id": "debian-ramdisk",
-                         "os_command_line": f"root=LABEL=debian console=tty1 console=ttyS0 quiet {QUICK}"
-                                            " systemd.service_watchdogs=no",  # it may be slow, and is well all the same
-                         **HARDWARE, "min_disk": 1, "min_ram": 256}),
-)
 
-# image,     what builds it,              folder of its parts
-BUILDERS = (
-    ("ami-tty", "conf/ami-tty/build.py",    "images"),
-    ("debian",  "conf/debian/bootstrap.py", "images/debian"),
-)
+
+class Image(NamedTuple):
+    """A row below: what builds it, the folder of its parts, and these: name, format, file, properties."""
+
+    builder: str
+    folder: str
+    parts: tuple[tuple[str, str, str, dict[str, Any]], ...]
+
+
+# a part's name, as a property, stands for its id
+IMAGES = {
+    "ami-tty": Image("conf/ami-tty/build.py", "images", (
+        ("ami-tty-kernel",  "aki",   "vmlinuz",     {}),
+        ("ami-tty-ramdisk", "ari",   "initrd",      {}),
+        ("ami-tty",         "ami",   "root.img",    {"kernel_id": "ami-tty-kernel", "ramdisk_id": "ami-tty-ramdisk",
+                            "os_command_line": f"root=LABEL=ami-tty console=tty1 console=ttyS0 quiet {QUICK}", **HARDWARE}))),
+    "debian": Image("conf/debian/bootstrap.py", "images/debian", (
+        ("debian-kernel",   "aki",   "vmlinuz",     {}),
+        ("debian-ramdisk",  "ari",   "initrd",      {}),
+        ("debian",          "qcow2", "root.qcow2",  {"kernel_id": "debian-kernel", "ramdisk_id": "debian-ramdisk",
+                            "os_command_line": f"root=LABEL=debian console=tty1 console=ttyS0 quiet {QUICK}"
+                                               " systemd.service_watchdogs=no",  # it may be slow, and is well all the same
+                            **HARDWARE, "min_disk": 1, "min_ram": 256}))),
+}
+KERNEL_PACKAGE = "linux-image-cloud-amd64"  # whose kernel boots them
 
 # what status lists,    of which API,    the client's call,       its options,           columns, and what the client calls them
 LISTED: tuple[tuple[str, str, str, dict[str, Any], dict[str, str]], ...] = (
@@ -662,14 +522,6 @@ LISTED: tuple[tuple[str, str, str, dict[str, Any], dict[str, str]], ...] = (
         {"floating_address": "floating_ip_address", "fixed_address": "fixed_ip_address"}),
 )
 
-# group of pyproject.toml, and which environment it is added to
-GROUPS = (
-    ("volumes",    ENV),
-    ("swift",      ENV),
-    ("unit-tests", ENV),
-    ("ec2",        EC2),
-)
-
 # TEST   the modules of nova/tests/unit that it runs
 UNIT_TESTS = {
     "1": (
@@ -680,33 +532,12 @@ UNIT_TESTS = {
     "all": ("**/test_*",),
 }
 
-# What only a setting asks for: first columns of rows above; packages: conf/packages.toml.
-ONLY_WITH: dict[str, set[object]] = {
-    "VOLUMES_SIZE": {"state/cinder", "state/volumes", "conf/cinder.conf.tmpl", "conf/rootwrap.conf.tmpl",
-                     "conf/cinder_files.py", "volume-api", "volume-sched", "volume", "volume-backup",
-                     ("cinder",), "cinder", "volumes", "snapshots", "backups"},
-    "VOLUMES_LVM":  {"conf/targets.conf.tmpl", "tgt", "iscsi"},
-    "USE_SWIFT":    {"state/swift", "state/conf/swift", "conf/swift.conf.tmpl", "conf/swift-proxy.conf.tmpl",
-                     "conf/swift-store.conf.tmpl", "conf/swift_store.py", "conf/swift.nft.tmpl",
-                     "objects", "objectstore", "swift"},
-    "USE_EC2":      {"ec2", ("ec2api",), "conf/ec2api.conf.tmpl", "conf/ec2-paste.ini.tmpl", "conf/ec2_auth.py"},
-    "CONSOLES":     {"novnc", "serial", "conf/consoles.nft.tmpl"},
-    "TEST":         {"unit-tests"},
-    "MERGES":       {"ksm"},
-    "USE_IPV6":     {"conf/nat6.nft.tmpl", "conf/forward6.nft.tmpl"},
-    "DIRECTORY":    {"state/conf/domains", "conf/keystone.ldap.conf.tmpl", "conf/tree.ldif.tmpl", "conf/demorc.tmpl"},
-    "DIRECTORY=slapd": {"state/ldap", "conf/slapd.conf.tmpl", "ldap"},
-    "USE_OPENDJ":   {"conf/opendj.tmpl", "opendj"},
-    "IMAGE=debian": {"debian-kernel", "debian-ramdisk", "debian"},
-    "LIBVIRT_TYPE=lxc": set(),
-}
 # fmt: on
 
 
-def rows(cfg: Settings, *tables: tuple[Any, ...]) -> list[Any]:
-    """The tables' rows that these settings ask for, in their order."""
-    off = {name for setting, names in ONLY_WITH.items() if not asked_for(cfg, setting) for name in names}
-    return [row for table in tables for row in table if row[0] not in off]
+def images(cfg: Settings) -> dict[str, Image]:
+    """Those that are built here."""
+    return {name: image for name, image in IMAGES.items() if name in ("ami-tty", cfg.IMAGE)}
 
 
 def asked_for(cfg: Settings, setting: str) -> bool:
@@ -974,10 +805,10 @@ def forgiven(function: Callable[..., Any], *arguments: Any, **options: Any) -> N
         log.info("forgiven: %s %s", failure, " | ".join(failure.tail))
 
 
-def wait_for(what: str, ready: Callable[[], object] | str, seconds: float, service: Service | None = None) -> None:
+def wait_for(what: str, ready: Callable[[], object] | str, seconds: float, window: Window | None = None) -> None:
     """Look five times a second until `ready` is true, or somebody answers there, where it is a place; nothing else sleeps.
 
-    A probe may raise: its last error is told when the time is up. The death of `service` in its window ends the wait.
+    A probe may raise: its last error is told when the time is up. The death of the service of `window` ends the wait.
     """
     if DRY_RUN:
         shell = isinstance(ready, str) and not ready.startswith("amqp:")
@@ -992,10 +823,10 @@ def wait_for(what: str, ready: Callable[[], object] | str, seconds: float, servi
             raise
         except Exception as error:  # a probe of something that is not up yet may fail in any way
             last = f"{type(error).__name__}: {error}"
-        if service and (line := text_of(STATE / f"run/{service.window}.died").strip()):
-            raise Failure(f"the service of a window died: {line}", tail=last_lines(service.window))
+        if window and (line := text_of(STATE / f"run/{window.name}.died").strip()):
+            raise Failure(f"the service of a window died: {line}", tail=last_lines(window.name))
         time.sleep(0.2)
-    tail = last_lines(service.window) if service else ()
+    tail = last_lines(window.name) if window else ()
     raise Failure(f"{what} is not ready after {seconds:.0f} s ({last})", tail=tail)
 
 
@@ -1337,18 +1168,18 @@ def to_screen(cfg: Settings, *command: object) -> None:
     do("screen", "-S", name, "-X", *command)
 
 
-def open_windows(cfg: Settings, services: Sequence[Service]) -> None:
-    """Open their windows: in each the service, and when that was ended a shell in which up-arrow starts it again.
+def open_windows(cfg: Settings, asked: Sequence[Window]) -> None:
+    """Open them: in each the service, and when that was ended a shell in which up-arrow starts it again.
 
     Until then a smaller shell waits, which takes a third of the memory.
     """
-    for service in services:
-        command = f"keep {service.window} {service.user} {render(service.command, cfg)}"
-        file = STATE / f"run/{service.window}.rc"
+    for window in asked:
+        command = f"keep {window.name} {USERS[window.user]} {render(window.line, cfg)}"
+        file = STATE / f"run/{window.name}.rc"
         remove(file.with_suffix(".died"))
         cases = f"*i*) history -s {shlex.quote(command)} ;;\n*) trap : INT QUIT; {command}; exec bash --rcfile {file} -i ;;"
         write_file(file, f". {CONF}/window\ncase $- in\n{cases}\nesac\n")
-    lines = [f"screen -t {service.window} sh {STATE}/run/{service.window}.rc" for service in services]
+    lines = [f"screen -t {window.name} sh {STATE}/run/{window.name}.rc" for window in asked]
     for first in range(0, len(lines), 6):  # of more than 767 characters screen (4.9) does nothing, and says nothing
         to_screen(cfg, "eval", *lines[first : first + 6])
 
@@ -1407,11 +1238,11 @@ def looked_at(place: str) -> str:
     return f"(: </dev/tcp/{place.replace(':', '/')}) 2>/dev/null" if ":" in place else f"test -S {place}"
 
 
-def wait_for_services(cfg: Settings, *tables: tuple[Service, ...], seconds: float = 90) -> None:
-    """Each window answers, where it has something to answer with; or a Failure that names it."""
-    for service in rows(cfg, *tables):
-        if place := render(service.answers, cfg):
-            wait_for(f"{service.window} ({place})", place, seconds, service)
+def wait_for_windows(cfg: Settings, asked: Sequence[Window], seconds: float = 90) -> None:
+    """Each answers, where it has something to answer with; or a Failure that names it."""
+    for window in asked:
+        if place := render(window.ready, cfg):
+            wait_for(f"{window.name} ({place})", place, seconds, window)
 
 
 @functools.cache
@@ -1713,18 +1544,6 @@ def routes6() -> list[tuple[ipaddress.IPv6Network, str]]:
     return [(ipaddress.IPv6Network((int(row[0], 16), int(row[1], 16))), row[-1]) for row in rows]
 
 
-def package_table() -> dict[str, Any]:
-    """conf/packages.toml."""
-    return tomllib.loads((HERE / "conf/packages.toml").read_text())
-
-
-def packages(cfg: Settings) -> set[str]:
-    """The names of the packages that these settings ask for."""
-    known = package_table()
-    asked = [names for setting, names in known["only_with"].items() if asked_for(cfg, setting)]
-    return {name for names in (known["packages"], *asked) for name in names}
-
-
 def check_machine(cfg: Settings) -> None:
     """Memory, disk, ports, users: everything that would end a run half-way, told before it begins."""
     check_older_clouds()
@@ -1820,7 +1639,7 @@ def check_virtualization(kind: str) -> None:
 
 def check_ports(cfg: Settings) -> None:
     """Every port that a service will listen on is free."""
-    places = " ".join(render(f"{row.answers} {row.command}", cfg) for row in rows(cfg, tuple(SERVICES.values())))
+    places = " ".join(render(f"{window.ready} {window.command}", cfg) for window in windows(cfg))
     wanted = {int(port) for port in re.findall(r":(\d+)", places)} | {PATHS["RABBIT_DIST_PORT"], PATHS["EPMD_PORT"]}
     wanted |= set(CONSOLE_PORTS if cfg.CONSOLES else ())
     for connection in sorted(psutil.net_connections("tcp"), key=lambda each: getattr(each.laddr, "port", 0)):
@@ -1906,9 +1725,9 @@ def branch(cfg: Settings, word: str = "") -> None:
         say(f"{source.url}: Launchpad ended Bazaar hosting; nova lives at {NOVAS_HOME} now, so it comes from there")
         source = Source("git", NOVAS_HOME)
     make_root(cfg)
-    is_git = source.kind == "folder" and Path(source.url, ".git").exists()
-    if needed := package_table()["sources"].get("git" if is_git else source.kind):
-        install_packages(set(needed))
+    is_git = source.kind == "git" or (source.kind == "folder" and Path(source.url, ".git").exists())
+    if needed := {"git"} if is_git else {"brz"} if source.kind == "bzr" else set():
+        install_packages(needed)
     with step("Fetch nova's source"):
         fresh = fetch(cfg, source)
         if not DRY_RUN:
@@ -1976,7 +1795,7 @@ def check_tree(fresh: Path, word: str) -> None:
 
 
 # What nova.py keeps in DIR beside the tree.
-OWN = {Path(name).parts[0] for name, _ in FOLDERS} | {path.name for _, path, *_ in CONFIG_FILES if path.parent == HOME}
+OWN = {"state", "instances", "images", "novarc", "demorc", "clouds.yaml"}
 # {"whole": bool, "top": names in DIR, "files": {path in DIR: SHA-256 as branched}, "commits": git's as branched}
 TREE = STATE / "tree.json"
 
@@ -2059,13 +1878,14 @@ def install(cfg: Settings, for_a_new_one: bool = False) -> None:
         remove(KEPT)  # from now on there is nothing to start
     if not tree()["whole"]:
         branch(cfg)
-    in_parallel(lambda: install_packages(packages(cfg)), lambda: install_openstack(cfg), install_client)
+    packages = {name for service in services(cfg).values() for name in service.packages}
+    in_parallel(lambda: install_packages(packages), lambda: install_openstack(cfg), install_client)
     link_plugins()
     use_elsewhere(cfg)
     make_folders(cfg)
     write_config(cfg)
-    images = (functools.partial(make_image, *row) for row in rows(cfg, BUILDERS))
-    in_parallel(lambda: make_databases(cfg), *images, lambda: unpack_novnc(cfg), lambda: fetch_image(cfg))
+    built = (functools.partial(build_image, *row) for row in images(cfg).items())
+    in_parallel(lambda: make_databases(cfg), *built, lambda: unpack_novnc(cfg), lambda: fetch_image(cfg))
 
 
 RELEASE = "trixie"  # Debian 13
@@ -2116,8 +1936,10 @@ def install_openstack(cfg: Settings) -> None:
     files = (HERE / "uv.lock", *(HOME / name for name in ("setup.cfg", "pyproject.toml", "requirements.txt")))
     key = "".join(digest(path) for path in files if path.exists())
     make_once(ENV / "made-from", key, make_environment)
-    for group, place in rows(cfg, GROUPS):
-        make_once(ENV / f"made-from-{group}", key, functools.partial(add_group, group, place))
+    for service in services(cfg).values():
+        if service.group:
+            more = functools.partial(add_group, service.group, STATE / service.environment)
+            make_once(ENV / f"made-from-{service.group}", key, more)
 
 
 def make_environment() -> None:
@@ -2226,8 +2048,9 @@ def link_plugins() -> None:
 
 def make_folders(cfg: Settings) -> None:
     """Folders, the settings for later, and passwords: what is there stays as it is."""
-    for name, owner in rows(cfg, FOLDERS):
-        own_folder(HOME / name, owner, {USER: 0o700, PRIVSEP: 0o711}.get(owner, 0o755))
+    for service in services(cfg).values():
+        for name, owner in service.folders.items():
+            own_folder(HOME / name, USERS[owner], {"service": 0o700, "privsep": 0o711}.get(owner, 0o755))
     plain = {k: v for k, v in asdict(cfg).items() if k not in (*SECRETS, "DIR")}
     write_file(STATE / "settings.json", json.dumps(plain, indent=1), 0o600)  # IMAGE's URL may hold a token
     known = passwords(STATE)
@@ -2264,13 +2087,13 @@ def use_elsewhere(cfg: Settings) -> None:
 
 def write_config(cfg: Settings) -> None:
     """Every service's configuration from its template."""
-    for template, path, mode, owner in rows(cfg, CONFIG_FILES):
-        write_file(path, render((HERE / template).read_text(), cfg), mode, owner)
-    for name in ("keep", "ksm"):
-        write_file(CONF / name, (HERE / "conf" / name).read_bytes(), 0o755)
+    for service in services(cfg).values():
+        for name, (path, mode, owner) in service.files.items():
+            text = (HERE / name).read_text()
+            write_file(Path(render(path, cfg)), render(text, cfg) if name.endswith(".tmpl") else text, mode, USERS[owner])
     if not cfg.USE_MYSQL:
         # The SQLAlchemy plugin of DATABASE_URLS becomes a package of OpenStack's environment; why: conf/sqlite.
-        for site in {site_packages(place) for place in (ENV, *(place for _, place in rows(cfg, GROUPS)))}:
+        for site in {site_packages(STATE / service.environment) for service in services(cfg).values()}:
             for name in ("nova_py_sqlite.py", "nova_py_sqlite-1.dist-info/entry_points.txt"):
                 make_folder((site / name).parent)
                 write_file(site / name, (HERE / "conf/sqlite" / name).read_bytes())
@@ -2292,7 +2115,7 @@ def make_databases(cfg: Settings) -> None:
     """Filled databases, made once and copied by every run: their content depends on what `key` is made of alone."""
     chosen = [values(cfg)[name] for name in WRITTEN_INTO_DATABASES]
     files = [digest(HERE / name) for name in ("uv.lock", "conf/map-host.py")]
-    tables = rows(cfg, DATABASES, ENDPOINTS, ACCOUNTS)
+    tables = [(*service.databases, *service.fill, *service.endpoint) for service in services(cfg).values()] + [*ACCOUNTS]
     parts = (files, migrations(), chosen, ask("mariadbd", "--version"), tables, bool(cfg.DIRECTORY))
     key = hashlib.sha256(repr(parts).encode()).hexdigest()
     make_once(kept_databases(cfg).with_suffix(".made-from"), key, lambda: fill_databases(cfg))
@@ -2320,23 +2143,22 @@ def fill_databases(cfg: Settings) -> None:
     with step("Make the databases"):
         empty = ("--auth-root-authentication-method=socket", "--skip-test-db")
         do("mariadb-install-db", "--no-defaults", f"--datadir={place}/mysql", *empty, user=USER)
-        with started(cfg, SERVICES["preload"]), started(cfg, SERVICES["mysql"], "--innodb-flush-log-at-trx-commit=0"):
-            in_parallel(*(functools.partial(fill_database, cfg, *row) for row in rows(cfg, DATABASES)))
-            with started(cfg, SERVICES["keystone"]):
+        with started(cfg, WINDOWS["preload"]), started(cfg, WINDOWS["mysql"], "--innodb-flush-log-at-trx-commit=0"):
+            in_parallel(*(functools.partial(fill_database, cfg, each) for each in services(cfg).values() if each.databases))
+            with started(cfg, WINDOWS["keystone"]):
                 register_services(cfg)
                 create_accounts(cfg)
     move(place, kept)
 
 
 @contextlib.contextmanager
-def started(cfg: Settings, service: Service, *more: str) -> Iterator[None]:
+def started(cfg: Settings, window: Window, *more: str) -> Iterator[None]:
     """A service for the length of a with, without a window."""
-    out = STATE / f"log/{service.window}-install.log"
-    user = f"setpriv --reuid={service.user} --regid={service.user} --init-groups"
-    line = f". {CONF}/window; exec {user} {render(service.command, cfg)} {' '.join(more)}"
+    out, user = STATE / f"log/{window.name}-install.log", USERS[window.user]
+    line = f". {CONF}/window; exec setpriv --reuid={user} --regid={user} --init-groups {render(window.line, cfg)} {' '.join(more)}"
     options: Any = dict(_in="", _out=str(out), _err_to_out=True, _tty_out=False, _bg=True, _bg_exc=False)
     words = shlex.join(["bash", "-c", line])
-    start = f"enter {words} >{out} 2>&1 & {service.window}=$!"
+    start = f"enter {words} >{out} 2>&1 & {window.name}=$!"
     process = change(start, lambda: command(entered(["bash", "-c", line]), **options))
 
     def end() -> None:
@@ -2345,10 +2167,10 @@ def started(cfg: Settings, service: Service, *more: str) -> Iterator[None]:
             process.wait()
 
     try:
-        wait_for(service.window, render(service.answers, cfg), 60)
+        wait_for(window.name, render(window.ready, cfg), 60)
         yield
     finally:
-        change(f"kill ${service.window}; wait ${service.window} || true", end)
+        change(f"kill ${window.name}; wait ${window.name} || true", end)
 
 
 @by_api
@@ -2357,7 +2179,7 @@ def register_services(cfg: Settings) -> None:
     identity, known = cloud(cfg).identity, values(cfg)
     project = identity.create_project(name="service", domain_id="default")
     roles = [identity.find_role(name) for name in ("admin", "service")]
-    for name, kind, template in rows(cfg, ENDPOINTS):
+    for name, kind, template in ((name, *each.endpoint) for name, each in services(cfg).items() if each.endpoint[0]):
         always = {"ignore_lockout_failure_attempts": True}  # whoever guesses (conf/keystone.conf.tmpl) does not stop the cloud
         user = identity.create_user(name=name, domain_id="default", password=known["SERVICE_PASSWORD"], options=always)
         for role in roles:
@@ -2393,27 +2215,27 @@ def create_accounts(cfg: Settings) -> None:
     cloud.cache_clear()  # its token names the catalog as it was
 
 
-def fill_database(cfg: Settings, names: tuple[str, ...], commands: tuple[str, ...]) -> None:
+def fill_database(cfg: Settings, service: Service) -> None:
     """Create the databases and run the commands that make their tables."""
     # keystone-manage bootstrap reads these: a password has no place in argv.
     urls = {f"OS_BOOTSTRAP_{kind}_URL": f"http://{cfg.HOST_IP}:5000/v3" for kind in ("PUBLIC", "INTERNAL")}
     env = {**urls, "OS_BOOTSTRAP_REGION_ID": "RegionOne", "OS_BOOTSTRAP_PASSWORD": values(cfg)["ADMIN_PASSWORD"]}
     env |= {"PATH": f"{ENV}/bin:{PLAIN['PATH']}"}
     env |= {"OS_NOVA_DISABLE_EVENTLET_PATCHING": "1"}  # or nova-manage wants eventlet, which preload has not
-    for name in names if cfg.USE_MYSQL else {"neutron"} & {*names}:  # SQLite makes its files by itself
+    for name in service.databases if cfg.USE_MYSQL else {"neutron"} & {*service.databases}:  # SQLite makes its files by itself
         do("mariadb", "--no-defaults", f"--socket={STATE}/mysql/sock", text=f"CREATE DATABASE {name};")
-    for command in commands:
+    for command in service.fill:
         program, *arguments = shlex.split(render(command, cfg))
         do(ENV / "bin" / program, *arguments, user=USER, env=env, cwd=STATE)
 
 
-def make_image(name: str, builder: str, folder: str) -> None:
-    """The three parts of an image (BUILDERS), from Debian's packages."""
-    program, place = HERE / builder, HOME / folder
+def build_image(name: str, image: Image) -> None:
+    """The three parts of an image, from Debian's packages."""
+    program, place = HERE / image.builder, HOME / image.folder
 
     def build() -> None:
         with step(f"Build the image {name}"):
-            do("python3", CLONE / builder, place, package_table()["kernel"], hint=NETWORK)
+            do("python3", CLONE / image.builder, place, KERNEL_PACKAGE, hint=NETWORK)
 
     key = "".join(digest(path) for path in sorted(program.parent.rglob("*")) if path.is_file())
     make_once(place / "made-from", key + RELEASE, build)
@@ -2532,7 +2354,7 @@ def start(cfg: Settings) -> None:
     make_folders(cfg)
     write_config(cfg)
     start_session(cfg)
-    empty(ENDED)
+    empty([name for service in SERVICES.values() for name in service.ended])
     create_switch()
     use_volumes(cfg)
     start_servers(cfg)
@@ -2641,16 +2463,22 @@ def what_it_has(cfg: Settings) -> dict[str, list[str]]:
     if DRY_RUN and not there:
         return {"instances": domains}
     try:
-        with contextlib.nullcontext() if there else started(cfg, SERVICES["mysql"]):
-            return {what: names_in(cfg, database, those) for what, database, those, _ in rows(cfg, THINGS)}
+        with contextlib.nullcontext() if there else started(cfg, WINDOWS["mysql"]):
+            return {what: names_in(cfg, row["table"], row["there"]) for what, row in contents(cfg).items()}
     except (Failure, OSError, sqlite3.Error) as failure:
         log.info("the databases do not tell: %s", failure)
         return {"instances": domains}
 
 
-def names_in(cfg: Settings, database: str, those: str) -> list[str]:
-    """The names in a database of THINGS."""
-    query = f"SELECT display_name FROM {those}"  # noqa: S608 (a row of ours)
+def contents(cfg: Settings) -> dict[str, dict[str, str]]:
+    """What a cloud has that is its user's, and where its databases tell of it."""
+    return {what: row for service in services(cfg).values() for what, row in service.contents.items()}
+
+
+def names_in(cfg: Settings, place: str, which: str) -> list[str]:
+    """The names of what is in a table, DATABASE.TABLE, as far as `which` (SQL) is true of it."""
+    database, _, table = place.partition(".")
+    query = f"SELECT display_name FROM {table} WHERE {which}"  # noqa: S608 (of conf/services.toml)
     if not cfg.USE_MYSQL:
         place = f"file:{STATE}/databases/sqlite/{database}?mode=ro"
         with contextlib.closing(sqlite3.connect(place, uri=True, timeout=10)) as file:
@@ -2659,7 +2487,7 @@ def names_in(cfg: Settings, database: str, those: str) -> list[str]:
     return ask(*client, database, "--execute", query).splitlines()
 
 
-def empty(names: tuple[str, ...]) -> None:
+def empty(names: Sequence[str]) -> None:
     """Delete what is in folders of HOME, and files."""
     remove(*(path for name in names for path in ((HOME / name).glob("*") if (HOME / name).is_dir() else [HOME / name])))
 
@@ -2672,7 +2500,7 @@ def create_switch(schema: str = "openvswitch/vswitch", name: str = "conf") -> No
 def empty_databases(cfg: Settings, copied: bool = False) -> None:
     """Every run is a fresh cloud: databases as install made them, or as the first such run did; no instances, no messages."""
     with step("Empty the databases"):
-        empty(EMPTIED)
+        empty([name for service in SERVICES.values() for name in (*service.emptied, *service.ended)])
         create_switch()
         create_switch("ovn/ovn-sb", "ovnsb")
         if copied:
@@ -2692,7 +2520,7 @@ def key_of_new(cfg: Settings) -> str:
         return ""
     image = (seen.st_size, seen.st_mtime_ns) if cfg.IMAGE and (seen := stat_of(image_file(cfg))) else ()
     made_from = (kept_databases(cfg).with_suffix(".made-from"), HOME / "images/made-from")
-    ours = (HERE / "nova.py", *(HERE / row[0] for row in rows(cfg, CONFIG_FILES)))
+    ours = (HERE / "nova.py", *(HERE / name for service in services(cfg).values() for name in service.files))
     theirs = (ROOTFS / "etc/resolv.conf", ROOTFS / "usr/share/ovn/ovn-nb.ovsschema")  # the first is the instances' as well
     parts = (asdict(cfg), image, socket.gethostname(), pool_range(cfg), [text_of(path) for path in (*made_from, *ours, *theirs)])
     return hashlib.sha256(repr(parts).encode()).hexdigest()
@@ -2784,14 +2612,14 @@ def start_session(cfg: Settings) -> None:
     with step("Open the session"):
         if not is_kept():
             remove(*(path for path in (STATE / "log").glob("*.log") if path.name != "nova.log"))
-        if cfg.MERGES and not DRY_RUN:
+        if cfg.KSM and not DRY_RUN:
             ctypes.CDLL(None).prctl(67, 1, 0, 0, 0)  # PR_SET_MEMORY_MERGE: all that the session will start has it from us
         shell = ("bash", "--rcfile", CONF / "test", "-i")
         do("screen", "-c", CONF / "screenrc", "-d", "-m", "-S", cfg.SCREEN_NAME, "-t", "test", *shell)
         wait_for("screen", lambda: session(cfg), 10)
         if cfg.SCREEN_STATUS:
             to_screen(cfg, "hardstatus", "alwayslastline", "%-w%{= BW}%50>%n* %t%{-}%+w%< %= %H")
-        open_windows(cfg, PRELOAD)
+        open_windows(cfg, windows(cfg, "preload"))
 
 
 def start_servers(cfg: Settings) -> None:
@@ -2801,13 +2629,14 @@ def start_servers(cfg: Settings) -> None:
     with step("Start MariaDB, RabbitMQ, Open vSwitch, OVN and libvirt"):
         if cfg.LIBVIRT_TYPE == "lxc":
             record_groups()
-        start_services(cfg, SERVERS)
+        start_wave(cfg, "infrastructure")
 
 
-def start_services(cfg: Settings, table: tuple[Service, ...], *before: Service) -> None:
+def start_wave(cfg: Settings, wave: str, *before: Window) -> None:
     """All at once, until those `before` and they answer; but for rabbit and the conductor: whoever needs these two waits."""
-    open_windows(cfg, rows(cfg, table))
-    wait_for_services(cfg, (*before, *(service for service in table if service.window not in ("rabbit", "conductor"))))
+    asked = windows(cfg, wave)
+    open_windows(cfg, asked)
+    wait_for_windows(cfg, [*before, *(window for window in asked if window.name not in ("rabbit", "conductor"))])
 
 
 def record_groups() -> None:
@@ -2923,7 +2752,7 @@ def has_kernel_datapath() -> bool:
 def start_control(cfg: Settings) -> None:
     """The APIs and what works for them."""
     with step("Start the APIs"):
-        start_services(cfg, CONTROL, *PRELOAD)
+        start_wave(cfg, "control", WINDOWS["preload"])
         # keystone reads its rules when they are first needed; where two ask at once, it refuses one (seen with 30.0.0).
         ask_keystone(cfg)
 
@@ -2937,10 +2766,10 @@ def ask_keystone(cfg: Settings) -> None:
 def start_workers(cfg: Settings) -> None:
     """What asks the others when it starts."""
     with step("Start scheduler, compute and network agents"):
-        open_windows(cfg, rows(cfg, WORKERS))
-        wait_for_services(cfg, (SERVICES["conductor"],))
-        open_windows(cfg, COMPUTE)
-        wait_for_services(cfg, WORKERS)
+        open_windows(cfg, windows(cfg, "workers"))
+        wait_for_windows(cfg, [WINDOWS["conductor"]])
+        open_windows(cfg, windows(cfg, "compute"))
+        wait_for_windows(cfg, windows(cfg, "workers"))
 
 
 @by_api
@@ -3042,11 +2871,12 @@ def upload_image(cfg: Settings) -> None:
     image = cloud(cfg).image
     with step("Upload the image"):
         ids, is_machine = dict[str, str](), cfg.LIBVIRT_TYPE != "lxc"  # of a container no hardware can be asked
-        for name, form, file, properties in rows(cfg, IMAGE_PARTS):
+        parts = [(built.folder, *part) for built in images(cfg).values() for part in built.parts]
+        for folder, name, form, file, properties in parts:
             known = {key: ids.get(value, value) for key, value in properties.items() if is_machine or not key.startswith("hw_")}
             around = form if form.startswith("a") else "bare"  # Amazon's three formats are containers as well
             part = dict(disk_format=form, container_format=around, visibility="public", **known)
-            with open(HOME / "images" / file, "rb") as data:
+            with open(HOME / folder / file, "rb") as data:
                 ids[name] = image.create_image(name=name, data=data, **part).id
     if cfg.IMAGE and not asked_for(cfg, "IMAGE=debian"):
         path, called = image_file(cfg), Path(urllib.parse.urlsplit(cfg.IMAGE).path).stem
@@ -3062,26 +2892,26 @@ def wait_for_hosts(cfg: Settings) -> None:
     room = "/resource_providers?resources=VCPU:1,MEMORY_MB:64,DISK_GB:1"
     placed = lambda: cloud(cfg).placement.get(room, microversion="1.17").json()["resource_providers"]
     with step("Wait for the compute host"):
-        wait_for_services(cfg, COMPUTE)
+        wait_for_windows(cfg, windows(cfg, "compute"))
         wait_for("the compute host's report", lambda: is_compute_up(cfg), 60)
         wait_for("the compute host in placement", placed, 60)
         # Until it has registered, it may take away the namespace of an instance that is quicker (29.0.0, by its code).
         agents = ("ovsdb-client", "dump", PATHS["OVSDB"], "OVN_Southbound", "Chassis_Private", "external_ids")
-        wait_for("the metadata agent", lambda: "neutron:ovn-metadata-id" in ask(*agents), 60, SERVICES["network-meta"])
+        wait_for("the metadata agent", lambda: "neutron:ovn-metadata-id" in ask(*agents), 60, WINDOWS["network-meta"])
     if asked_for(cfg, "VOLUMES_SIZE"):
         with step("Wait for the volume host"):
             pools = lambda: list(cloud(cfg).block_storage.backend_pools())
-            wait_for("the volume host in the scheduler", pools, 90, SERVICES["volume"])
+            wait_for("the volume host in the scheduler", pools, 90, WINDOWS["volume"])
 
 
 def merge_memory(cfg: Settings) -> None:
     """Have this kernel keep once what is the same in several processes, unless its owner does that anyway: conf/ksm."""
-    if cfg.MERGES:
+    if cfg.KSM:
         with step("Have equal memory kept once"):
             if text_of(KSM / "run").strip() == "0":
                 back = f"echo 2 >run; echo {text_of(KSM / 'pages_to_scan').strip()} >pages_to_scan; echo 0 >run"  # 2: forget
                 record("sh", "-c", f"cd {KSM} && grep -qx -e 0 -e 500 run pages_to_scan && {{ {back}; }}")  # or owner's
-            open_windows(cfg, MERGER)
+            open_windows(cfg, windows(cfg, "last"))
 
 
 @by_api
@@ -3110,7 +2940,7 @@ def wait_for_instances(cfg: Settings, ran: list[Any]) -> None:
     """
     with step(f"Wait for nova-compute, and for {len(ran)} instances to run again"):
         limit = 90 + 30 * len(ran)
-        wait_for_services(cfg, COMPUTE, seconds=limit)
+        wait_for_windows(cfg, windows(cfg, "compute"), limit)
         for server in ran:
             if is_active(cfg, server) and server.id not in running_guests(cfg):
                 cloud(cfg).compute.reboot_server(server, "HARD")
@@ -3199,15 +3029,15 @@ def status(cfg: Settings, form: str = "") -> None:
 def look(cfg: Settings) -> dict[str, Any]:
     """Everything that status tells: lists of rows that are alike, and what is wrong with them."""
     ours, up = {process.pid for process in processes()}, STATE / "run/up"
-    services = rows(cfg, tuple(SERVICES.values())) if ours else []
+    shown = windows(cfg) if ours else []
     found: dict[str, Any] = {"folder": str(cfg.DIR), "session": cfg.SCREEN_NAME}
     found["up_since"] = iso(up.stat().st_mtime) if ours and up.exists() else None
     found["stopped"] = not ours and (cfg.DIR / "state" / KEPT.name).exists()
-    found["windows"] = [window_state(service, ours) for service in services]
+    found["windows"] = [window_state(window, ours) for window in shown]
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        found["apis"] = list(pool.map(lambda service: api_state(cfg, service), (s for s in services if "http" in s.answers)))
+        found["apis"] = list(pool.map(lambda window: api_state(cfg, window), (each for each in shown if "http" in each.ready)))
         who_asks = any(api["api"] == "keystone" and api["answers_in_ms"] is not None for api in found["apis"])
-        asked = [row for row in LISTED if who_asks and row[1] in {kind for _, kind, _ in rows(cfg, ENDPOINTS)}]
+        asked = [row for row in LISTED if who_asks and row[1] in {service.endpoint[0] for service in services(cfg).values()}]
         found |= zip([row[0] for row in asked], pool.map(lambda row: listed(cfg, *row[2:]), asked), strict=True)
     return {**found, "problems": list(problems(found))}
 
@@ -3217,25 +3047,25 @@ def iso(seconds: float) -> str:
     return datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="seconds")
 
 
-def window_state(service: Service, ours: set[int]) -> dict[str, Any]:
+def window_state(window: Window, ours: set[int]) -> dict[str, Any]:
     """Since when the service of a window runs, how often it was started again, and the memory (PSS) of its processes."""
-    deaths = lines_of(STATE / f"run/{service.window}.died")
-    state: dict[str, Any] = {"window": service.window, "running_since": None, "restarts": len(deaths), "memory": 0}
+    deaths = lines_of(STATE / f"run/{window.name}.died")
+    state: dict[str, Any] = {"window": window.name, "running_since": None, "restarts": len(deaths), "memory": 0}
     with contextlib.suppress(psutil.Error):
-        if (it := service_of(service.window)) and it.pid in ours:
+        if (it := service_of(window.name)) and it.pid in ours:
             own = it.children(recursive=True)
-            if service.window == "preload":  # below which most others are
+            if window.name == "preload":  # below which most others are
                 own = [each for each in own if each.name().startswith("preload")]
             state["memory"] = sum(each.memory_full_info().pss for each in (it, *own))
             state["running_since"] = iso(it.create_time())
     return state
 
 
-def api_state(cfg: Settings, service: Service) -> dict[str, Any]:
+def api_state(cfg: Settings, window: Window) -> dict[str, Any]:
     """How long an API takes to answer; None where it does not."""
-    place, began = render(service.answers, cfg), time.monotonic()
+    place, began = render(window.ready, cfg), time.monotonic()
     answered = answers(place)
-    return {"api": service.window, "url": place, "answers_in_ms": round((time.monotonic() - began) * 1000) if answered else None}
+    return {"api": window.name, "url": place, "answers_in_ms": round((time.monotonic() - began) * 1000) if answered else None}
 
 
 def listed(cfg: Settings, call: str, options: dict[str, Any], columns: dict[str, str]) -> list[dict[str, Any]] | str:
@@ -3336,7 +3166,7 @@ def stop(cfg: Settings) -> None:
         with step("Wait for what is being done to instances and volumes"):
             forgiven(wait_for, "the end of that", lambda: not in_the_making(cfg), 60)
         with step("End OpenStack's services"):
-            end_windows(OPENSTACK, 3)
+            end_windows(windows(cfg, *OPENSTACK), 3)
         with step("Shut the instances down"):
             shut_down_guests(cfg)
     with step("End what they stood on, and remove bridges and rules"):
@@ -3348,7 +3178,8 @@ def stop(cfg: Settings) -> None:
 
 def in_the_making(cfg: Settings) -> list[str]:
     """The instances and volumes that something is being done to."""
-    return [name for _, database, those, busy in rows(cfg, THINGS) for name in names_in(cfg, database, f"{those} AND {busy}")]
+    found = [(row["table"], f"{row['there']} AND {row['busy']}") for row in contents(cfg).values()]
+    return [name for table, which in found for name in names_in(cfg, table, which)]
 
 
 def shut_down_guests(cfg: Settings) -> None:
@@ -3365,7 +3196,7 @@ def shut_down_guests(cfg: Settings) -> None:
 def terminate(cfg: Settings) -> None:
     """End every instance and every volume through the API; where that does not answer, the instances through libvirt.
 
-    Volumes are then deleted by the next run, with everything else, objects always: see EMPTIED.
+    Volumes are then deleted by the next run, with everything else, objects always: `emptied`.
     """
     if is_kept() and not processes():
         why = f"the cloud in {cfg.DIR} is stopped, and who could end its instances and volumes with it"
@@ -3425,9 +3256,9 @@ def clean(cfg: Settings) -> None:
         take_down(cfg)
 
 
-def end_windows(services: tuple[Service, ...], seconds: float) -> None:
-    """End what runs in the windows of these services."""
-    files = [STATE / f"run/{service.window}.pid" for service in services]
+def end_windows(those: Sequence[Window], seconds: float) -> None:
+    """End what runs in these windows."""
+    files = [STATE / f"run/{window.name}.pid" for window in those]
     keepers = {int(number) for path in files if (number := text_of(path).strip())}  # none where the disk was full
     remove(*files)  # no keep follows one that is killed: conf/window.tmpl
     end_processes([p for p in processes() if p.pid in keepers], seconds)
@@ -3440,10 +3271,10 @@ def take_down(cfg: Settings, seconds: float = 0.2) -> None:
     """
     if "ovs-vswitchd" in [process.name() for process in processes()]:  # a run that was cut off before it marked them
         mark_bridges()
-    end_windows(MERGER, 3)  # or the kernel goes on
-    end_windows(OPENSTACK, min(seconds, 3))
-    end_windows((SERVICES["rabbit"],), 0)  # its messages do not outlive it (ENDED), and it takes a second to end
-    end_windows(PRELOAD + SERVERS, seconds)
+    end_windows([WINDOWS["ksm"]], 3)  # or the kernel goes on
+    end_windows([each for each in WINDOWS.values() if each.wave in OPENSTACK], min(seconds, 3))
+    end_windows([WINDOWS["rabbit"]], 0)  # its messages do not outlive it, and it takes a second to end
+    end_windows([each for each in WINDOWS.values() if each.wave in ("preload", "infrastructure")], seconds)
     if session(cfg) in [p.pid for p in processes()]:
         forgiven(to_screen, cfg, "quit")
     for pid in (pid for pid, lives in sessions(cfg).items() if not lives):
