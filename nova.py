@@ -38,7 +38,6 @@ import functools
 import getpass
 import hashlib
 import importlib
-import io
 import ipaddress
 import json
 import logging
@@ -98,82 +97,30 @@ class Failure(Exception):
 # ---- Bootstrap: from a bare python3 to the environment this module needs ----
 
 
-def locked(name: str, pattern: str) -> dict[str, Any]:
-    """The file of package `name` in uv.lock whose URL has `pattern` (a regular expression) in it: {url, hash, ...}."""
-    packages = tomllib.loads((HERE / "uv.lock").read_text())["package"]
-    package = next(p for p in packages if p["name"] == name)
-    for file in [*package.get("wheels", ()), package.get("sdist", {})]:
-        if re.search(pattern, file.get("url", "")):
-            return dict(file)
-    raise Failure(f"uv.lock has no {name} like {pattern}: this kind of machine was not tried")
-
-
-def download(url: str, sha256: str = "") -> bytes:
-    """The bytes behind `url`, refused when they are not the ones that were asked for."""
-    try:
-        with urllib.request.urlopen(url, timeout=60) as answer:
-            content: bytes = answer.read()
-    except OSError as error:
-        raise Failure(f"cannot download {url}: {error}", NETWORK) from None
-    if sha256 and hashlib.sha256(content).hexdigest() != sha256.removeprefix("sha256:"):
-        raise Failure(f"{url} is not the file that was asked for (its SHA-256 differs)", "repeat; if it stays so, do not use it")
-    return content
-
-
-def make_tool_environment() -> None:
-    """Put uv, and with it the group `tool` of uv.lock, into .tool; needs nothing but python3's standard library."""
-    print("Make nova.py's own environment (.tool)", file=sys.stderr, flush=True)
-    shutil.rmtree(TOOL, ignore_errors=True)
-    TOOL.mkdir()
-    wheel = locked("uv", rf"linux\S*_{platform.machine()}\.whl$")
-    with zipfile.ZipFile(io.BytesIO(download(wheel["url"], wheel["hash"]))) as archive:
-        binary = next(n for n in archive.namelist() if n.endswith("/scripts/uv"))
-        (TOOL / "uv").write_bytes(archive.read(binary))
-    (TOOL / "uv").chmod(0o755)
-    environment = {**os.environ, "UV_SYSTEM_CERTS": "1", "UV_CACHE_DIR": str(TOOL / "cache")}
-    wanted = TOOL / "requirements.txt"
-    for arguments in (
-        ("venv", "--python", sys.executable, TOOL / "env"),
-        ("export", "--frozen", "--only-group", "tool", "--output-file", wanted),
-        ("pip", "install", "--python", TOOL / "env", "--require-hashes", "--requirements", wanted),
-    ):
-        line = [str(word) for word in (TOOL / "uv", "--quiet", "--no-config", *arguments)]
-        done = subprocess.run(line, env=environment, cwd=HERE, capture_output=True, check=False, text=True)
-        if done.returncode:
-            raise Failure(f"{shlex.join(line)} failed", NETWORK, tuple(done.stderr.splitlines()[-20:]))
-    shutil.copy(HERE / "uv.lock", TOOL / "made-from")
-
-
 def bootstrap() -> None:
-    """Start again in nova.py's own environment and with mounts of its own, made first where missing.
+    """Start again in nova.py's own environment, made first where missing, and with mounts of its own (private_mounts).
 
-    With sudo a user's packages are out of sight, so the environment is nova.py's own. Mounts: see private_mounts.
+    With sudo a user's packages are out of sight, so the environment is nova.py's own.
     """
     if os.environ.pop("NOVA_PY_PRIVATE", ""):
         return
-    lock, made_from, python = HERE / ".tool.lock", TOOL / "made-from", TOOL / "env/bin/python"
-
-    def made() -> bool:
-        return python.exists() and made_from.exists() and made_from.read_bytes() == (HERE / "uv.lock").read_bytes()
-
-    if DRY_RUN and not made():
-        print(f"python3 {HERE}/nova.py settings  # it makes {TOOL}; until then there is nothing to look with")
-        sys.exit(0)
-    try:
-        if not made():
-            with open(lock, "w") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                if not made():
-                    make_tool_environment()
-    except Failure as failure:
-        sys.exit(tell_failure(failure))
-    except PermissionError as error:
-        sys.exit(tell_failure(Failure(str(error), "once with sudo, then without")))
-    except KeyboardInterrupt:
-        print("nova.py: interrupted; nothing but .tool was begun, and the next call makes it anew", file=sys.stderr)
-        sys.exit(130)
+    made_from, make = TOOL / "made-from", [str(HERE / "libexec/make-tool"), sys.executable]
+    if not made_from.exists() or made_from.read_bytes() != (HERE / "uv.lock").read_bytes():
+        if DRY_RUN:
+            print(f"{shlex.join(make)}  # until then there is nothing to look with")
+            sys.exit(0)
+        print("Make nova.py's own environment (.tool)", file=sys.stderr, flush=True)
+        try:
+            done = subprocess.run(make, stderr=subprocess.PIPE, check=False, text=True)
+        except KeyboardInterrupt:
+            print("nova.py: interrupted; nothing but .tool was begun, and the next call makes it anew", file=sys.stderr)
+            sys.exit(130)
+        if done.returncode:
+            said = tuple(done.stderr.splitlines()[-20:])
+            hint = "once with sudo, then without" if "Permission denied" in done.stderr else NETWORK
+            sys.exit(tell_failure(Failure(f"cannot make {TOOL}", hint, said)))
     os.environ["NOVA_PY_PRIVATE"] = "1"
-    own = [str(python), str(HERE / "nova.py"), *sys.argv[1:]]
+    own = [str(TOOL / "env/bin/python"), str(HERE / "nova.py"), *sys.argv[1:]]
     if os.geteuid() == 0:
         own = ["unshare", "--mount", "--propagation", "slave", *own]
     os.execvp(own[0], own)
@@ -694,31 +641,30 @@ def move(old: Path, new: Path) -> None:
 
 
 # What commands say is read, by the log's reader at least; and in there a program has the machine's TMPDIR in vain.
-PLAIN = {"LC_ALL": "C.UTF-8", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin", "TMPDIR": "/tmp"}
+PLAIN = {"LC_ALL": "C.UTF-8", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin", "TMPDIR": "/tmp"}  # noqa: S108
 
 
-def do(
-    *argv: object,
-    user: str = ROOT,
-    text: str = "",
-    env: Mapping[str, str] = {},
-    cwd: object = "/",
-    hint: str = "",
-    outside: bool = False,
-) -> None:
-    """Run a command that changes something; log all that it says; raise Failure with its last lines and `hint`.
+def do(*argv: object, user: str = ROOT, text: str = "", env: Mapping[str, str] = {}, cwd: object = "/", hint: str = "") -> None:
+    """Run a command of ROOTFS that changes something; log all that it says; raise Failure with its last lines and `hint`.
 
-    It is one of ROOTFS, as all of the cloud's; `outside`: one of the machine. `text` is its standard input, `env` is
-    added to its environment: secrets go there, argv is logged.
+    `text` is its standard input, `env` is added to its environment: secrets go there, argv is logged.
     """
-    words = [str(word) for word in argv]
+    words = [*(("env", f"--chdir={cwd}") if str(cwd) != "/" else ()), *map(str, argv)]
     if user != ROOT:
         words = ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", *words]
-    if str(cwd) != "/":
-        words = ["env", f"--chdir={cwd}", *words]
-    line = [f"{name}={shlex.quote(value)}" for name, value in env.items() if DRY_RUN]  # secrets among them: not in the log
-    line += ["enter"] if DRY_RUN and not outside else []
-    change(" ".join([*line, shlex.join(words)]), lambda: carry_out(words if outside else entered(words), text, env, hint), text)
+    change(as_line(env, "enter ", words), lambda: carry_out(entered(words), text, env, hint), text)
+
+
+def do_outside(*argv: object, env: Mapping[str, str] = {}, cwd: object = "/", hint: str = "") -> None:
+    """Run a command of this machine, as `do` does one of ROOTFS."""
+    words = [*(("env", f"--chdir={cwd}") if str(cwd) != "/" else ()), *map(str, argv)]
+    change(as_line(env, "", words), lambda: carry_out(words, "", env, hint))
+
+
+def as_line(env: Mapping[str, str], entry: str, words: list[str]) -> str:
+    """A command as it is said: in the log as it is, with --dry-run with all that a shell needs."""
+    before = "".join(f"{name}={shlex.quote(value)} " for name, value in env.items()) + entry if DRY_RUN else ""
+    return before + shlex.join(words)  # secrets are in `env`: not in the log
 
 
 def entered(words: Sequence[str]) -> list[str]:
@@ -781,14 +727,12 @@ def interrupt(number: int, frame: object) -> None:
     INTERRUPTED.append(number)
 
 
-def ask(
-    *argv: object, ok: tuple[int, ...] = (0,), default: str | None = None, errors: bool = False, outside: bool = False
-) -> str:
-    """What a command says, stripped (with `errors` too); it must change nothing. `default`, where given, is for failures."""
+def ask(*argv: object, ok: tuple[int, ...] = (0,), default: str | None = None, outside: bool = False) -> str:
+    """What a command of ROOTFS, or one `outside`, says, stripped; it must change nothing. `default` is for failures."""
     words = [str(word) for word in argv]
     log.debug("? %s", shlex.join(words))
     try:
-        options: Any = dict(_in="", _tty_out=False, _ok_code=ok, _err_to_out=errors, _env={**os.environ, **PLAIN})
+        options: Any = dict(_in="", _tty_out=False, _ok_code=ok, _env={**os.environ, **PLAIN})
         return str(command(words if outside else entered(words), **options)).strip()
     except (sh.CommandNotFound, sh.ErrorReturnCode) as error:
         if default is not None or DRY_RUN:  # there, what would come first may have been what it asks about
@@ -926,7 +870,7 @@ def give(path: Path, owner: str) -> None:
     """Make it `owner`'s: a user of ROOTFS; "caller" is who called sudo."""
     uid, gid = 0, 0
     if owner == "caller":
-        uid, gid = int(os.environ.get("SUDO_UID", 0)), int(os.environ.get("SUDO_GID", 0))
+        uid, gid = int(os.environ.get("SUDO_UID", "0")), int(os.environ.get("SUDO_GID", "0"))
     elif owner != ROOT:
         uid = gid = NUMBERS[owner.partition(":")[0]]
     os.chown(path, uid, gid, follow_symlinks=False)
@@ -983,7 +927,7 @@ def undo_recorded() -> None:
             stay.insert(0, lines.pop())
             continue
         lines.pop()
-        forgiven(do, *words, outside=True)
+        forgiven(do_outside, *words)
         write_file(STATE / "record", "".join(f"{line}\n" for line in lines + stay))
 
 
@@ -998,7 +942,7 @@ def private_mounts(cfg: Settings) -> None:
     """
     NOT_OURS[:] = lines_of("/proc/self/mountinfo")
     if not HOME.exists():
-        do("mkdir", HOME, outside=True)
+        do_outside("mkdir", HOME)
         if DRY_RUN:
             HOME.mkdir()
             atexit.register(HOME.rmdir)
@@ -1011,7 +955,7 @@ def private_mounts(cfg: Settings) -> None:
 
 def mount(*words: object) -> None:
     """A mount that nobody sees but the cloud's processes and us; with --dry-run for us, where there is something to see."""
-    do("mount", *words, outside=True)
+    do_outside("mount", *words)
     if DRY_RUN and all(Path(str(place)).exists() for place in words if str(place).startswith("/")):
         carry_out(["mount", *map(str, words)])
 
@@ -1036,7 +980,7 @@ def mount_root(cfg: Settings) -> None:
         mount("--bind", STATE / "no-kvm", ROOTFS / "dev/kvm")
     if cfg.LIBVIRT_TYPE == "lxc" and not has_cgroup2():
         groups = ROOTFS / CGROUPS.relative_to("/")  # libvirt would look for groups where it finds version 2
-        forgiven(do, "umount", "--recursive", "--lazy", groups, outside=True)
+        forgiven(do_outside, "umount", "--recursive", "--lazy", groups)
         mount("-t", "tmpfs", "tmpfs", groups)
         for name in CONTROLLERS:
             make_folder(groups / name)
@@ -1048,7 +992,7 @@ def write_machine_files() -> None:
     # A name of its own: what the network's DHCP calls this machine may change, and nova would take it for another host.
     write_file(ROOTFS / "etc/hosts", f"127.0.0.1 localhost\n127.0.1.1 {socket.gethostname()}\n::1 localhost ip6-localhost\n")
     write_file(ROOTFS / "etc/resolv.conf", name_servers())
-    named = {os.environ.get(name, "") for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT")} - {""}
+    named = {os.environ.get(str(name), "") for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT")} - {""}
     for path in filter(os.path.isfile, {"/etc/ssl/certs/ca-certificates.crt", *named}):
         place = ROOTFS / os.path.abspath(path).lstrip("/")
         make_folder(place.parent)
@@ -1082,7 +1026,7 @@ def leave_mounts(cfg: Settings) -> None:
     """Out of the private mounts: what is removed from here on is the machine's."""
     ours = [line.split()[4] for line in lines_of("/proc/self/mountinfo") if line not in NOT_OURS]
     for place in reversed(ours if NOT_OURS else []):
-        forgiven(do, "umount", "--lazy", place, outside=True)
+        forgiven(do_outside, "umount", "--lazy", place)
     left = [line for line in lines_of("/proc/self/mountinfo") if f" {cfg.DIR.resolve()}/" in line]
     if left and not DRY_RUN:
         raise Failure(f"{left[0].split()[4]} is mounted, and would be deleted with {cfg.DIR}", "umount it first")
@@ -1755,13 +1699,13 @@ def fetch(cfg: Settings, source: Source) -> Path:
         do("brz", "branch", "--quiet", "--", url, fresh, **more)
     elif kind == "folder":
         refuse_if(cfg.DIR.resolve().is_relative_to(url), f"SOURCE {url}: {cfg.DIR} is inside of it", "name a DIR elsewhere")
-        do("cp", "--archive", "--reflink=auto", "--no-target-directory", url, fresh, outside=True)
+        do_outside("cp", "--archive", "--reflink=auto", "--no-target-directory", url, fresh)
         if (fresh / ".git").is_file():  # of a linked work tree: what is committed here would change that one
             remove(fresh / ".git")
     else:
         make_folder(fresh)
         packed = url or released(ref)
-        do("tar", "--extract", "--no-same-owner", "--file", packed, "--directory", fresh, outside=bool(url))
+        do_outside("tar", "--extract", "--no-same-owner", "--file", packed, "--directory", fresh)
         if len(inside := [fresh / "nova-*"] if DRY_RUN else list(fresh.iterdir())) == 1:
             return inside[0]
     return fresh
@@ -1769,17 +1713,10 @@ def fetch(cfg: Settings, source: Source) -> Path:
 
 def released(version: str) -> Path:
     """The release from PyPI: the one of uv.lock, or another as the user's own index names it, hash included."""
-    file = locked("nova", r"\.tar\.gz$")
-    if version:
-        indexes = [os.environ.get(name, "") for name in ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL")]
-        page = next(filter(None, [*indexes, "https://pypi.org/simple"])).rstrip("/") + "/nova/"
-        link = rf'href="([^"#]*/nova-{re.escape(version)}\.tar\.gz)#(sha256=\w+)"'
-        if not (found := re.search(link, download(page).decode())):
-            raise Failure(f"SOURCE pypi:nova=={version}: {page} names no such release", code=2)
-        file = {"url": urllib.parse.urljoin(page, found[1]), "hash": found[2].replace("=", ":")}
     packed = STATE / "cache/nova.tar.gz"
     make_folder(packed.parent)
-    change(f"curl --output {packed} {file['url']}", lambda: packed.write_bytes(download(file["url"], file["hash"])))
+    fetch = (sys.executable, HERE / "libexec/fetch-release.py", "nova", r"\.tar\.gz$", packed, *filter(None, [version]))
+    do_outside(*fetch, hint="check SOURCE and the network")
     return packed
 
 
@@ -1899,7 +1836,7 @@ def make_root(cfg: Settings) -> None:
         return
     with step(f"Make a Debian ({RELEASE}) in DIR"):
         remove(ROOTFS)
-        do(HERE / "libexec/make-root", ROOTFS, STATE / "cache/apt", cfg.DEBIAN_MIRROR, hint=NETWORK, outside=True)
+        do_outside(HERE / "libexec/make-root", ROOTFS, STATE / "cache/apt", cfg.DEBIAN_MIRROR, hint=NETWORK)
         for name in ("run/nova.py", "run/lock", "srv/nova.py"):
             make_folder(ROOTFS / name)
         mount_root(cfg)
@@ -1977,7 +1914,7 @@ def tree_version() -> str:
     if found := re.search(r"^Version: (\S+)$", text_of(HOME / "PKG-INFO"), re.M):
         return found[1]
     tags = git("describe", "--tags", "--abbrev=0", default="") if (HOME / ".git").exists() else []
-    return tags[0] if tags else locked("nova", r"\.tar\.gz$")["url"].rpartition("nova-")[2].removesuffix(".tar.gz")
+    return tags[0] if tags else re.findall('^name = "nova"\nversion = "(.*)"$', text_of(HERE / "uv.lock"), re.M)[0]
 
 
 def add_group(group: str, place: Path) -> None:
@@ -2001,8 +1938,8 @@ def install_group(group: str, place: Path, *but: str, outside: bool = False) -> 
 def uv(*words: object, env: Mapping[str, str] = {}, hint: str = NETWORK, outside: bool = False) -> None:
     """A call of uv for one of the cloud's environments."""
     own = {"UV_SYSTEM_CERTS": "1", "UV_CACHE_DIR": str(STATE / "cache/uv"), **env}
-    place = HERE if outside else CLONE
-    do(place / ".tool/uv", "--quiet", "--no-config", *words, cwd=place, env=own, hint=hint, outside=outside)
+    run, place = (do_outside, HERE) if outside else (do, CLONE)
+    run(place / ".tool/uv", "--quiet", "--no-config", *words, cwd=place, env=own, hint=hint)
 
 
 def site_packages(place: Path) -> Path:
@@ -2100,9 +2037,9 @@ def write_config(cfg: Settings) -> None:
     if DRY_RUN:
         print(f". {HOME}/novarc  # for what openstack asks for below")
     for name in ("fernet/0", "fernet/1", "credential/0", "credential/1"):
-        if not (path := STATE / "keystone" / name).exists():
+        if not (place := STATE / "keystone" / name).exists():
             key = b"@@(openssl rand -base64 32 | tr +/ -_)" if DRY_RUN else urlsafe_b64encode(secrets.token_bytes(32))
-            write_file(path, key, 0o600, USER)
+            write_file(place, key, 0o600, USER)
 
 
 WRITTEN_INTO_DATABASES = (
@@ -2155,7 +2092,9 @@ def fill_databases(cfg: Settings) -> None:
 def started(cfg: Settings, window: Window, *more: str) -> Iterator[None]:
     """A service for the length of a with, without a window."""
     out, user = STATE / f"log/{window.name}-install.log", USERS[window.user]
-    line = f". {CONF}/window; exec setpriv --reuid={user} --regid={user} --init-groups {render(window.line, cfg)} {' '.join(more)}"
+    line = (
+        f". {CONF}/window; exec setpriv --reuid={user} --regid={user} --init-groups {render(window.line, cfg)} {' '.join(more)}"
+    )
     options: Any = dict(_in="", _out=str(out), _err_to_out=True, _tty_out=False, _bg=True, _bg_exc=False)
     words = shlex.join(["bash", "-c", line])
     start = f"enter {words} >{out} 2>&1 & {window.name}=$!"
@@ -2595,7 +2534,7 @@ def use_volumes(cfg: Settings) -> None:
             wait_for("the disk for volumes", lambda: not ask("losetup", "--associated", disk), 30)  # those before let go of it
             forgiven(do, "e2fsck", "-p", disk)
             do("e2fsck", "-p", disk)
-        do("mount", "-o", "loop,discard,nosuid,nodev", disk, share, outside=True)
+        do_outside("mount", "-o", "loop,discard,nosuid,nodev", disk, share)
         # What cinder makes there as root it reads and writes by its group; QEMU comes through.
         do("install", "--directory", "--mode=2771", f"--group={PRIVSEP.partition(':')[2]}", share)
 
@@ -3132,8 +3071,7 @@ def attach(cfg: Settings) -> None:
     if not (found := session(cfg)):
         raise Failure(f"the cloud in {cfg.DIR} is not up", "start it: sudo python3 nova.py start, or run")
     kind = os.environ.get("TERM", "dumb")
-    places = [ROOTFS / place / kind[:1] / kind for place in ("usr/share/terminfo", "usr/lib/terminfo", "etc/terminfo")]
-    known = kind if any(map(os.path.exists, places)) else "xterm-256color"  # a terminal's own description may not be here
+    known = kind if any(ROOTFS.glob(f"usr/*/terminfo/?/{kind}")) else "xterm-256color"  # a terminal's own may not be here
     words = entered(["env", f"TERM={known}", "screen", "-S", f"{found}.{cfg.SCREEN_NAME}", "-p", "test", "-x"])
     with contextlib.suppress(sh.ErrorReturnCode):
         sh.Command(words[0])(*words[1:], _fg=True, _env={**os.environ, **PLAIN})
@@ -3340,13 +3278,13 @@ def uninstall(cfg: Settings, *options: str) -> None:
     leave_mounts(cfg)
     remove_folder(cfg, [] if lost else tops, keep)
     for folder in around:
-        forgiven(do, "rmdir", folder, outside=True)
+        forgiven(do_outside, "rmdir", folder)
     if lost:
         say(f"Your {len(lost)} changes stay in {cfg.DIR}: {', '.join(lost[:5])}")
-    forgiven(do, "rmdir", HOME, outside=True)
-    do("rm", "--force", LOCK, outside=True)
+    forgiven(do_outside, "rmdir", HOME)
+    do_outside("rm", "--force", LOCK)
     if not keep:  # last: this program runs from it
-        do("rm", "--recursive", "--force", HERE / ".tool.lock", TOOL, outside=True)
+        do_outside("rm", "--recursive", "--force", HERE / ".tool.lock", TOOL)
     if different:
         raise Failure("the machine is not as it was before the first run", tail=tuple(different))
 
@@ -3357,8 +3295,8 @@ def remove_folder(cfg: Settings, tops: list[str], keep: bool) -> None:
     with step(f"Remove {cfg.DIR}"):
         LOG_FILE.clear()
         for places in ([cfg.DIR / name for name in {*OWN, *tops} - {"state"}], state):  # the state knows of the others
-            do("rm", "--recursive", "--force", "--one-file-system", *sorted(places), outside=True)
-        do("rmdir", "--ignore-fail-on-non-empty", cfg.DIR / "state", cfg.DIR, outside=True)
+            do_outside("rm", "--recursive", "--force", "--one-file-system", *sorted(places))
+        do_outside("rmdir", "--ignore-fail-on-non-empty", cfg.DIR / "state", cfg.DIR)
 
 
 # ---- Command line ----
@@ -3373,11 +3311,9 @@ def settings(cfg: Settings) -> None:
         print(f"{mark} {row.name + '=' + str(shown):34} {row.metadata['meaning']}")
 
 
-OF_A_CLOUD = ("status", "attach", "shell", "stop", "start", "terminate", "clean", "scrub", "uninstall")  # with the settings that it was made with
-VERBS = {
-    verb.__name__: verb
-    for verb in (branch, install, run, run_detached, status, attach, shell, stop, start, terminate, clean, scrub, uninstall, settings)
-}
+VERBS: dict[str, Callable[..., None]] = {name: globals()[name] for name in VERB_WORDS}
+# with the settings that the cloud was made with
+OF_A_CLOUD = ("status", "attach", "shell", "stop", "start", "terminate", "clean", "scrub", "uninstall")
 OPTIONS = {
     "status": ("--json",), "run": ("--yes",), "run_detached": ("--yes",), "scrub": ("--yes",),
     "uninstall": ("--keep-cache", "--yes"),
