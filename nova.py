@@ -405,6 +405,7 @@ CONFIG_FILES = (
     ("conf/neutron.conf.tmpl",     CONF / "neutron.conf",         0o600, USER),
     ("conf/cinder.conf.tmpl",      CONF / "cinder.conf",          0o600, USER),
     ("conf/cinder_files.py",       CONF / "cinder_files.py",      0o644, ROOT),
+    ("conf/cinder-files.yaml",     CONF / "cinder-files.yaml",    0o644, ROOT),
     ("conf/swift.conf.tmpl",       CONF / "swift/swift.conf",     0o644, USER),
     ("conf/swift-proxy.conf.tmpl", CONF / "swift-proxy.conf",     0o600, USER),
     ("conf/swift-store.conf.tmpl", CONF / "swift-store.conf",     0o644, USER),
@@ -689,7 +690,7 @@ UNIT_TESTS = {
 # What only a setting asks for: first columns of rows above; packages: conf/packages.toml.
 ONLY_WITH: dict[str, set[object]] = {
     "VOLUMES_SIZE": {"state/cinder", "state/volumes", "conf/cinder.conf.tmpl", "conf/rootwrap.conf.tmpl",
-                     "conf/cinder_files.py", "volume-api", "volume-sched", "volume", "volume-backup",
+                     "conf/cinder_files.py", "conf/cinder-files.yaml", "volume-api", "volume-sched", "volume", "volume-backup",
                      ("cinder",), "cinder", "volumes", "snapshots", "backups"},
     "VOLUMES_LVM":  {"/etc/tgt", "conf/targets.conf.tmpl", "tgt", "iscsi"},
     "USE_SWIFT":    {"state/swift", "state/conf/swift", "conf/swift.conf.tmpl", "conf/swift-proxy.conf.tmpl",
