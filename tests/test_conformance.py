@@ -3,6 +3,7 @@
 
 import re
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ RECORDED = Path(__file__).parent / "expected/conformance.subunit"
 EXPECTED = {
     "skip": [{"says": "two compute nodes", "reason": "one machine"}],
     "fail": [{"test": r"test_Broken\.", "reason": "upstream's"}],
+    "race": [{"test": r"a\.Many\.", "reason": "upstream's"}],
 }
 PASSED = Outcome("tempest.api.a.Good.test_it[id-1]", "success", 1.0)
 SKIPPED = Outcome("tempest.api.a.Many.test_it[id-2]", "skip", 0.0, "needs two compute nodes")
@@ -33,6 +35,8 @@ BROKEN = Outcome("tempest.api.a.test_Broken.test_it[id-3]", "fail", 2.0, "Traceb
         (PASSED._replace(status="uxsuccess"), "new failures"),
         (SKIPPED._replace(said="the moon is full"), "new skips"),
         (BROKEN._replace(status="success"), "passed, expected to fail"),
+        (SKIPPED._replace(status="passed alone"), "passed alone, as expected"),
+        (PASSED._replace(status="passed alone"), "passed alone only"),
     ],
 )
 def test_an_outcome_is_what_was_expected_or_a_surprise(outcome: Outcome, wanted: str) -> None:
@@ -57,9 +61,27 @@ def test_a_worker_that_died_is_a_surprise() -> None:
     assert compare([PASSED, died], [PASSED.test], EXPECTED).rows["new failures"] == [died]
 
 
+def test_what_failed_beside_others_is_run_once_more_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = [PASSED._replace(status="fail"), SKIPPED._replace(test="setUpClass (tempest.api.a.Many)", status="fail")]
+    died = Outcome("process-returncode", "fail", 0.0, "killed")
+    asked = list[str]()
+
+    def run(_: Path, names: list[str], each: Callable[[Outcome], None], workers: int) -> None:
+        assert workers == 1
+        asked.extend(names)
+        each(PASSED)
+        each(SKIPPED._replace(status="fail"))
+
+    monkeypatch.setattr(conformance, "run_tests", run)
+    found = conformance.again(tmp_path, [PASSED.test, SKIPPED.test, BROKEN.test], [*failed, BROKEN, died], EXPECTED)
+    assert asked == [PASSED.test, SKIPPED.test]
+    assert [each.status for each in found] == ["fail", "passed alone", "fail", "fail"]
+    assert found[0] == BROKEN, "an expected failure is not run again"
+
+
 def test_rows_that_are_about_no_test_are_told() -> None:
     assert unneeded([SKIPPED, BROKEN], EXPECTED) == []
-    assert unneeded([PASSED], EXPECTED) == ["two compute nodes", r"test_Broken\."]
+    assert unneeded([PASSED], EXPECTED) == ["two compute nodes", r"test_Broken\.", r"a\.Many\."]
 
 
 def test_what_a_real_run_told_is_read() -> None:

@@ -80,6 +80,7 @@ def test_volumes_as_files(volumes: nova.Settings, cfg: nova.Settings) -> None:
         "conf/cinder.conf.tmpl",
         "conf/rootwrap.conf.tmpl",
         "conf/cinder_files.py",
+        "conf/cinder-files.yaml",
         "('cinder',)",
         "cinder",
         "volumes",

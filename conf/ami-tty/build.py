@@ -234,6 +234,7 @@ def build_root(tree: Path, work: Path, image: Path) -> None:
         (folder / "etc" / name).write_text(text)
     (folder / "etc" / "acpi" / "PWRF" / "00000080").chmod(0o755)
     (folder / "etc" / "sudoers").chmod(0o440)
+    (folder / "tmp").chmod(0o1777)  # on the disk, as cirros has it: clients' tests leave there what has to outlive a shelving
     image.unlink(missing_ok=True)
     as_root = [] if os.geteuid() == 0 else ["unshare", "--map-root-user"]  # whoever builds it, the files are root's
     mke2fs = from_tree(tree, tree / "sbin" / "mke2fs", "-q", "-t", "ext4", "-b", "4096", "-m", "0", "-L", "ami-tty")
