@@ -78,6 +78,7 @@ except ImportError:
 
 HERE = Path(__file__).resolve().parent
 TOOL = HERE / ".tool"  # nova.py's own environment and the downloads for it
+LIBEXEC = HERE / "libexec"  # programs with one job each
 
 
 # What is ours of the command line: behind shell is a command of the user's.
@@ -104,7 +105,7 @@ def bootstrap() -> None:
     """
     if os.environ.pop("NOVA_PY_PRIVATE", ""):
         return
-    made_from, make = TOOL / "made-from", [str(HERE / "libexec/make-tool"), sys.executable]
+    made_from, make = TOOL / "made-from", [str(LIBEXEC / "make-tool"), sys.executable]
     if not made_from.exists() or made_from.read_bytes() != (HERE / "uv.lock").read_bytes():
         if DRY_RUN:
             print(f"{shlex.join(make)}  # until then there is nothing to look with")
@@ -1536,17 +1537,21 @@ def check_file_system(place: Path) -> None:
     flags = os.statvfs(place).f_flag
     for flag, name in ((os.ST_NOEXEC, "noexec"), (os.ST_NOSUID, "nosuid"), (os.ST_RDONLY, "read-only")):
         refuse_if(flags & flag, f"{place} is on a file system that is mounted {name}, and the cloud's programs are to be there")
-    try:
-        with tempfile.NamedTemporaryFile(dir=place) as file:
-            os.chown(file.fileno(), NUMBERS[USER], NUMBERS[USER])
-            owned = os.fstat(file.fileno()).st_uid == NUMBERS[USER]
-    except OSError:
-        owned = False
-    refuse_if(not owned, f"{place} is on a file system whose files have no owners, and the cloud's have several")
+    refuse_if(not has_owners(place), f"{place} is on a file system whose files have no owners, and the cloud's have several")
     for name, number in NUMBERS.items():
         with contextlib.suppress(KeyError):
             taken = pwd.getpwuid(number).pw_name
             raise Failure(f"the user {taken} of this machine has the number {number}, which is the cloud's {name}'s", code=2)
+
+
+def has_owners(place: Path) -> bool:
+    """Can a file there be given to somebody?"""
+    try:
+        with tempfile.TemporaryFile(dir=place) as file:
+            os.fchown(file.fileno(), NUMBERS[USER], NUMBERS[USER])
+            return os.fstat(file.fileno()).st_uid == NUMBERS[USER]
+    except OSError:
+        return False
 
 
 def holder(tap: str) -> str:
@@ -1715,7 +1720,7 @@ def released(version: str) -> Path:
     """The release from PyPI: the one of uv.lock, or another as the user's own index names it, hash included."""
     packed = STATE / "cache/nova.tar.gz"
     make_folder(packed.parent)
-    fetch = (sys.executable, HERE / "libexec/fetch-release.py", "nova", r"\.tar\.gz$", packed, *filter(None, [version]))
+    fetch = (sys.executable, LIBEXEC / "fetch-release.py", "nova", r"\.tar\.gz$", packed, *filter(None, [version]))
     do_outside(*fetch, hint="check SOURCE and the network")
     return packed
 
@@ -1836,7 +1841,7 @@ def make_root(cfg: Settings) -> None:
         return
     with step(f"Make a Debian ({RELEASE}) in DIR"):
         remove(ROOTFS)
-        do_outside(HERE / "libexec/make-root", ROOTFS, STATE / "cache/apt", cfg.DEBIAN_MIRROR, hint=NETWORK)
+        do_outside(LIBEXEC / "make-root", ROOTFS, STATE / "cache/apt", cfg.DEBIAN_MIRROR, hint=NETWORK)
         for name in ("run/nova.py", "run/lock", "srv/nova.py"):
             make_folder(ROOTFS / name)
         mount_root(cfg)
@@ -1938,8 +1943,8 @@ def install_group(group: str, place: Path, *but: str, outside: bool = False) -> 
 def uv(*words: object, env: Mapping[str, str] = {}, hint: str = NETWORK, outside: bool = False) -> None:
     """A call of uv for one of the cloud's environments."""
     own = {"UV_SYSTEM_CERTS": "1", "UV_CACHE_DIR": str(STATE / "cache/uv"), **env}
-    run, place = (do_outside, HERE) if outside else (do, CLONE)
-    run(place / ".tool/uv", "--quiet", "--no-config", *words, cwd=place, env=own, hint=hint)
+    run, place, program = (do_outside, HERE, TOOL / "uv") if outside else (do, CLONE, CLONE / ".tool/uv")
+    run(program, "--quiet", "--no-config", *words, cwd=place, env=own, hint=hint)
 
 
 def site_packages(place: Path) -> Path:

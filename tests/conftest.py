@@ -137,7 +137,12 @@ ROUTES = (
     "eth0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\n"
     "eth0\t000200C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\n"
 )
-UIDS = {"root": 0, "nova-py": 998, "libvirt-qemu": 64055}
+UIDS = {"root": 0, **nova.NUMBERS}
+# What env does: the words behind its options are a command.
+ENV = """#!/bin/bash
+while [[ $1 == -* ]]; do shift; done
+case $1 in */*) exec "$@" ;; *) exec "COMMANDS/$1" "${@:2}" ;; esac
+"""
 ADDRESSES = {"lo": "127.0.0.1", "eth0": "192.0.2.10", "eth1": "198.51.100.7", "eth2": ""}
 
 
@@ -155,7 +160,7 @@ class Machine:
         self.addresses = dict(ADDRESSES)
         self.addresses6: dict[str, str] = {}
         self.commands.mkdir()
-        folders = "etc/systemd/system usr/sbin usr/lib/python3/dist-packages run sys/class/net srv var/lib/dpkg"
+        folders = "etc usr/sbin run sys/class/net srv"
         for name in folders.split():
             (self.root / name).mkdir(parents=True)
         self.put("/proc/net/route", ROUTES)
@@ -214,9 +219,9 @@ class Machine:
         self.owners[str(Path(path)).removeprefix(str(self.root))] = name
         self.uids[str(path)] = uid
 
-    def getpwnam(self, name: str) -> Any:
-        """Stands in for pwd.getpwnam."""
-        return SimpleNamespace(pw_uid=UIDS[name], pw_gid=UIDS[name])
+    def getpwuid(self, number: int) -> Any:
+        """Stands in for pwd.getpwuid: nobody has a number of the cloud's."""
+        raise KeyError(number)
 
     def called(self) -> list[str]:
         """Every call so far, as shell: what was added to the environment, the words, the input."""
@@ -283,7 +288,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
     """The faked machine; nova.py sees no other one."""
     machine = Machine(tmp_path)
     monkeypatch.setattr(nova, "HOME", machine.path(nova.HOME))
-    machine.fake("dpkg-query")
+    (machine.commands / "env").write_text(ENV.replace("COMMANDS", str(machine.commands)))
+    (machine.commands / "env").chmod(0o755)
     for name in ("mkdir", "rm", "rmdir"):  # what they change is of this machine
         inside = f"for word; do case $word in -*|{tmp_path}/*) ;; *) exit 99;; esac; done"
         machine.fake(name, f'{inside}; exec /bin/{name} "$@"')
@@ -291,12 +297,16 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
         if name.isupper() and name not in ("HERE",) and (new := moved(value, machine)) != value:
             monkeypatch.setattr(nova, name, new)
     monkeypatch.setattr(nova, "TOOL", machine.path("/opt/nova.py/.tool"))
+    monkeypatch.setattr(nova, "LIBEXEC", machine.path("/opt/nova.py/libexec"))
     monkeypatch.setattr(nova, "Path", machine.path)
     monkeypatch.setattr(nova, "open", machine.open, raising=False)
     monkeypatch.setattr(nova, "netifaces", machine.netifaces())
     monkeypatch.setattr(os, "chown", machine.give)
     monkeypatch.setattr(os, "open", machine.os_open)
-    monkeypatch.setattr(pwd, "getpwnam", machine.getpwnam)
+    monkeypatch.setattr(pwd, "getpwuid", machine.getpwuid)
+    monkeypatch.setattr(nova, "has_owners", lambda place: True)
+    # Transcripts have the commands alone; how they are entered: test_failures.py.
+    monkeypatch.setattr(nova, "entered", list)
     monkeypatch.setattr(Path, "stat", lambda path, *, follow_symlinks=True: machine.stat(path, follow_symlinks))
     monkeypatch.setattr(socket, "gethostname", lambda: "testhost")
     monkeypatch.setattr(platform, "freedesktop_os_release", lambda: machine.release)
