@@ -994,10 +994,11 @@ def write_machine_files() -> None:
     write_file(ROOTFS / "etc/hosts", f"127.0.0.1 localhost\n127.0.1.1 {socket.gethostname()}\n::1 localhost ip6-localhost\n")
     write_file(ROOTFS / "etc/resolv.conf", name_servers())
     named = {os.environ.get(str(name), "") for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT")} - {""}
-    for path in filter(os.path.isfile, {"/etc/ssl/certs/ca-certificates.crt", *named}):
-        place = ROOTFS / os.path.abspath(path).lstrip("/")
-        make_folder(place.parent)
-        write_file(place, Path(path).read_bytes())
+    for path in map(Path, sorted({"/etc/ssl/certs/ca-certificates.crt", *named})):
+        if path.is_file():
+            place = ROOTFS / str(path).lstrip("/")
+            make_folder(place.parent)
+            write_file(place, path.read_bytes())
 
 
 # Where systemd-resolved and NetworkManager name the servers that they ask themselves.
@@ -1985,7 +1986,7 @@ def link_plugins() -> None:
     modules = f"/usr/lib/erlang/lib/*/ebin/*.beam {rabbit}/*/ebin/*.beam {rabbit}/rabbit-[0-9]*/ebin/rabbit.app"
     link = "ln --symbolic --force --target-directory"
     lines = f"mkdir --parents {place}/ebin; {link}={place} {rabbit}/rabbit-[0-9]*/priv; {link}={place}/ebin {modules}"
-    make_once(place.parent / "made-from", RELEASE, lambda: do("sh", "-ec", lines))
+    make_once(place.parent.with_suffix(".made-from"), RELEASE, lambda: do("sh", "-ec", lines))
 
 
 def make_folders(cfg: Settings) -> None:

@@ -140,7 +140,7 @@ ROUTES = (
 UIDS = {"root": 0, **nova.NUMBERS}
 # What env does: the words behind its options are a command.
 ENV = """#!/bin/bash
-while [[ $1 == -* ]]; do shift; done
+while [[ $1 == -* || $1 == *=* ]]; do shift; done
 case $1 in */*) exec "$@" ;; *) exec "COMMANDS/$1" "${@:2}" ;; esac
 """
 ADDRESSES = {"lo": "127.0.0.1", "eth0": "192.0.2.10", "eth1": "198.51.100.7", "eth2": ""}
@@ -238,7 +238,7 @@ class Machine:
         return f'case "$1$3" in --bind{self.root}/*) {bind};; esac; exit 0'
 
     def line(self, environment: str, words: str, text: str) -> str:
-        own = {"PATH", "LC_ALL", "XDG_CACHE_HOME", "no_proxy", "COLUMNS", "LINES", "PYTEST_CURRENT_TEST"}
+        own = {"PATH", "PWD", "SHLVL", "LC_ALL", "TMPDIR", "XDG_CACHE_HOME", "no_proxy", "COLUMNS", "LINES", "PYTEST_CURRENT_TEST"}
         added = [f"{n}={shlex.quote(v)}" for n, _, v in (e.partition("=") for e in environment.split("\x1f")[:-1])
                  if n not in own]  # fmt: skip
         line = " ".join([*sorted(added), shlex.join(words.split("\x1f")[:-1])])

@@ -5,6 +5,7 @@ What speaks with OpenStack's APIs is left to tests/machine.
 """
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -33,48 +34,27 @@ NO_SESSION = '[ "$1" != -ls ] || { echo "No Sockets found"; exit 1; }'
 UNPACK = f"""d={LAST}/nova-34; /bin/mkdir -p $d/nova/db $d/nova/wsgi $d/bin
 echo 1 >$d/nova/api.py; echo 2 >$d/bin/tool; echo >$d/nova/wsgi/osapi_compute.py; echo name = nova >$d/setup.cfg"""
 VENV = f'case "$*" in *" venv "*) /bin/mkdir -p {LAST}/lib/python3.11/site-packages;; esac'
-PACKAGES = """case "$1" in
-    --show) while read -r name; do echo installed $name; done <ROOT/srv/packages; echo config-files procps;;
-    --listfiles) shift; for name; do [ ! -e ROOT/srv/files/$name ] || /bin/cat ROOT/srv/files/$name; done;;
-esac"""
+MAKE_ROOT = "/bin/mkdir -p $1/var/lib/dpkg $1/etc/sudoers.d; /bin/touch $1/var/lib/dpkg/status"
 
 
 @pytest.fixture
 def installable(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
     """A machine on which nothing is installed yet, and everything can be; what would be downloaded is not."""
-    monkeypatch.setattr(nova, "download", lambda url, sha256="": b"packed")
     monkeypatch.setattr(sys, "executable", str(machine.path("/usr/bin/python3.11")))
-    machine.put("/usr/bin/python3.11")
-    machine.path("/usr/bin/python3").symlink_to("python3.11")
+    monkeypatch.setattr(sys, "_base_executable", str(machine.path("/usr/bin/python3.11")))
     ready = lambda place: ("keystone.wsgi" if ":5000" in place else "mariadbd") in machine.transcript()
     monkeypatch.setattr(nova, "answers", ready)
     monkeypatch.setattr(nova, "register_services", lambda cfg: machine.fake("registered") or nova.do("registered"))
     monkeypatch.setattr(nova, "create_accounts", lambda cfg: None)
-    nova.MACHINE.mkdir(parents=True)
-    machine.put("/srv/packages", "screen\n")
-    machine.put("/usr/lib/python3/dist-packages/libvirt.py")
-    machine.put("/usr/lib/python3/dist-packages/libvirtmod.so")
     scripts = {
-        "mount": machine.mounting(), "tar": UNPACK, "screen": NO_SESSION, "getent": "exit 2", "bash": "exec /bin/sleep 60",
-        "dpkg-query": PACKAGES.replace("ROOT", str(machine.root)), "mariadbd": "echo mariadbd Ver 10.11",
-        nova.TOOL / "uv": VENV,
+        "mount": machine.mounting(), "tar": UNPACK, "screen": NO_SESSION, "bash": "exec /bin/sleep 60",
+        "mariadbd": "echo mariadbd Ver 11.8", nova.LIBEXEC / "make-root": MAKE_ROOT,
+        nova.TOOL / "uv": VENV, nova.CLONE / ".tool/uv": VENV,
     }  # fmt: skip
     for name, script in scripts.items():
         machine.fake(name, script)
-    quiet = [
-        "cp",
-        "sync",
-        "chmod",
-        "apt-get",
-        "dpkg",
-        "useradd",
-        "groupadd",
-        "setpriv",
-        "mariadb",
-        nova.ENV / "bin/python",
-        sys.executable,
-    ]
-    for name in quiet:
+    quiet = "cp sync chmod apt-get dpkg useradd groupadd install sh python3 setpriv mariadb apt-config"
+    for name in (*quiet.split(), nova.ENV / "bin/python", sys.executable):
         machine.fake(name)
     return machine
 
@@ -84,10 +64,19 @@ def folder(machine: Machine) -> str:
 
 
 def all_there(machine: Machine) -> None:
-    """From now on every package and user is there; no call is on record."""
-    machine.put("/srv/packages", "\n".join([*nova.distribution()["packages"], ""]))
-    machine.fake("getent", "echo there")
+    """From now on every package is there; no call is on record."""
+    have(machine, *packages())
     machine.calls.unlink()
+
+
+def packages() -> list[str]:
+    """What every cloud has."""
+    return [name for service in nova.SERVICES.values() if not service.asked_for_by for name in service.packages]
+
+
+def have(machine: Machine, *names: str, state: str = "install ok installed") -> None:
+    """The dpkg of the cloud's Debian knows these packages."""
+    machine.put(nova.ROOTFS / "var/lib/dpkg/status", "".join(f"Package: {name}\nStatus: {state}\n\n" for name in names))
 
 
 # ---- branch ----
@@ -181,27 +170,32 @@ def test_a_password_in_source_is_refused_and_shown_nowhere(machine: Machine, cap
     assert "a password has no place in a command line" in (said := capsys.readouterr().err) and "secret" not in said
 
 
-def test_another_release_is_found_through_the_users_index(installable: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, str]] = []
-    page = b'href="../../files/nova-33.0.0.0rc1.tar.gz#sha256=cd34" href="../../files/nova-33.0.0.tar.gz#sha256=ab12"'
-    monkeypatch.setattr(nova, "download", lambda url, sha256="": asked.append((url, sha256)) or page)
-    monkeypatch.setenv("PIP_INDEX_URL", "https://packages.example.org/root/simple/")
-    (nova.STATE / "cache").mkdir(parents=True)
+def test_another_release_is_asked_for_by_its_version(cfg: nova.Settings, installable: Machine) -> None:
     nova.released("33.0.0")
-    site = "https://packages.example.org/root"
-    assert asked == [(f"{site}/simple/nova/", ""), (f"{site}/files/nova-33.0.0.tar.gz", "sha256:ab12")]
-    with pytest.raises(nova.Failure, match="names no such release") as caught:
-        nova.released("33.0")
-    assert caught.value.code == 2
+    words = r"/opt/nova.py/libexec/fetch-release.py nova '\.tar\.gz$' /run/nova.py/state/cache/nova.tar.gz 33.0.0"
+    assert installable.called()[-1] == f"/usr/bin/python3.11 {words}"
 
 
 def test_what_a_source_needs_is_installed_only_for_that_source(cfg: nova.Settings, installable: Machine) -> None:
     with pytest.raises((nova.Failure, Leak)):
         nova.branch(cfg, "bzr+https://example.org/nova")
-    assert re.search(r"apt-get .* install .* brz$", installable.transcript(), re.M)
+    assert re.search(r"apt-get .* install brz$", installable.transcript(), re.M)
     installable.calls.unlink()
     nova.branch(cfg)
     assert "apt-get" not in installable.transcript()
+
+
+def test_a_debian_that_was_cut_off_is_made_anew(cfg: nova.Settings, installable: Machine) -> None:
+    installable.fake("dpkg", "exit 1")
+    installable.fake(nova.LIBEXEC / "make-root", MAKE_ROOT + "; exit 1")
+    with pytest.raises(nova.Failure, match=r"(?s)make-root .*ended with exit code 1"):
+        nova.branch(cfg)
+    installable.put(nova.ROOTFS / "half")
+    installable.fake(nova.LIBEXEC / "make-root", MAKE_ROOT)
+    for _ in "ab":
+        nova.branch(cfg)
+    assert not (nova.ROOTFS / "half").exists()
+    assert installable.transcript().count("/make-root ") == 2
 
 
 @pytest.mark.parametrize("name", sorted(nova.OWN))
@@ -248,15 +242,16 @@ def test_install_again_changes_nothing(installable: Machine, in_order: None) -> 
     assert nova.main(["install", folder(installable)]) == 0
     all_there(installable)
     assert nova.main(["install", folder(installable)]) == 0
-    looks = ("mount ", "screen -ls", "dpkg-query ", "getent ", "mariadbd --version")
+    looks = ("mount ", "screen -ls", "mariadbd --version")
     assert [line for line in installable.called() if not line.startswith(looks)] == []
 
 
 def test_novncs_page_is_unpacked_once_and_only_where_consoles_are_asked_for(
     installable: Machine, in_order: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = lambda: re.findall("apt-get download .*|dpkg-deb --extract .*", installable.transcript())
-    installable.fake("apt-get", '[ "$1" != download ] || echo >novnc_1_all.deb')
+    asked = lambda: re.findall("apt-get -qq download .*|dpkg-deb --extract .*", installable.transcript())
+    page = nova.STATE / "novnc"
+    installable.fake("apt-get", f'[ "$2" != download ] || echo >{page}/novnc_1_all.deb')
     installable.fake("dpkg-deb")
     assert nova.main(["install", folder(installable)]) == 0
     assert asked() == []
@@ -264,97 +259,35 @@ def test_novncs_page_is_unpacked_once_and_only_where_consoles_are_asked_for(
     for _ in "ab":
         assert nova.main(["install", folder(installable)]) == 0
         assert asked() == [
-            "apt-get download -qq --config-file /run/nova.py/state/cache/apt/conf -o APT::Sandbox::User=root novnc",
+            "apt-get -qq download novnc",
             "dpkg-deb --extract /run/nova.py/state/novnc/novnc_1_all.deb /run/nova.py/state/novnc",
         ]
 
 
 def test_packages_already_there_are_not_installed(cfg: nova.Settings, installable: Machine) -> None:
-    nova.install_packages(set(nova.distribution()["packages"]))
+    have(installable, "screen")
+    nova.install_packages(set(packages()))
     install = next(line for line in installable.called() if " install " in line).split()
-    assert "procps" in install  # its configuration is there, the package is not
+    assert "procps" in install
     assert "screen" not in install
 
 
-@pytest.fixture
-def enabling(cfg: nova.Settings, installable: Machine) -> Path:
-    """A machine on which apt-get installs and enables a service, and one is enabled before; the folder of the enabled."""
-    wants = installable.path("/etc/systemd/system/multi-user.target.wants")
-    for name in ("mine", "new", "idle"):
-        unit = installable.put(f"/lib/systemd/system/{name}.service")
-        installable.put(f"/srv/files/{name}", f"/.\n/lib/systemd/system/{name}.service\n/usr/sbin/{name}\n")
-    wants.mkdir()
-    (wants / "mine.service").symlink_to(unit.with_name("mine.service"))
-    installable.put("/srv/packages", "screen\nmine\n")
-    installable.fake("apt-get", installing(installable, f"[ -e {nova.POLICY} ] || exit 1"))
-    return wants
+def test_packages_cut_off_are_finished_by_the_next_call(cfg: nova.Settings, installable: Machine) -> None:
+    have(installable, *packages(), state="install ok half-configured")
+    nova.install_packages(set(packages()))
+    assert [line.partition(" <<<")[0].split(" ", 1)[1] for line in installable.called()][0] == "dpkg --configure -a"
+    all_there(installable)
+    nova.install_packages(set(packages()))
+    assert installable.called() == []
 
 
-def installing(machine: Machine, then: str = "") -> str:
-    """What the fake of apt-get does: two packages with a service, of which one is enabled."""
-    unit, wants = machine.path("/lib/systemd/system/new.service"), machine.path("/etc/systemd/system/multi-user.target.wants")
-    return f"""[ "${{!#}}" != update ] || exit 0
-printf 'new - < 1 /new.deb\nidle - < 1 /idle.deb\n' >>{nova.COMING}
-printf 'new\\nidle\\n' >>{machine.path("/srv/packages")}
-/bin/ln -sf {unit} {wants}/new.service
-{then}"""
-
-
-def test_services_of_new_packages_do_not_start_and_those_that_were_enabled_are_disabled(enabling: Path, machine: Machine) -> None:
-    nova.install_packages(set(nova.distribution()["packages"]))  # fails where the policy was not there in time
-    assert sorted(path.name for path in enabling.iterdir()) == ["mine.service"]
-    assert not nova.POLICY.exists()
-    assert not nova.INSTALLING.exists()
-
-
-def test_an_init_script_without_a_unit_does_not_start_at_the_next_boot(enabling: Path, machine: Machine) -> None:
-    machine.fake("update-rc.d")
-    machine.put("/srv/files/new", "/etc/init.d/new\n/lib/systemd/system/new.service\n")
-    machine.put("/srv/files/idle", "/etc/init.d/idle\n/etc/init.d/idle/none\n")
-    machine.put("/srv/files/mine", "/etc/init.d/mine\n")  # it was there before
-    nova.install_packages(set(nova.distribution()["packages"]))
-    assert [line for line in machine.called() if line.startswith("update-rc.d")] == ["update-rc.d idle disable"]
-
-
-def test_packages_cut_off_are_finished_by_the_next_call(enabling: Path, machine: Machine) -> None:
-    machine.fake("apt-get", installing(machine, "exit 100"))
-    machine.fake("dpkg")
-    for _ in "ab":
-        with pytest.raises(nova.Failure, match="exit code 100"):
-            nova.install_packages(set(nova.distribution()["packages"]))
-        assert not nova.POLICY.exists()
-    assert (enabling / "new.service").is_symlink()
-    machine.fake("apt-get")
-    machine.put("/srv/packages", "\n".join(["screen", "mine", "new", "idle", *nova.distribution()["packages"], ""]))
-    nova.install_packages(set(nova.distribution()["packages"]))
-    assert sorted(path.name for path in enabling.iterdir()) == ["mine.service"]
-    assert not nova.INSTALLING.exists()
-    machine.calls.unlink()
-    nova.install_packages(set(nova.distribution()["packages"]))
-    assert [line for line in machine.called() if not line.startswith("dpkg-query --show ")] == []
-
-
-def test_a_machine_without_systemd_has_nothing_to_disable(cfg: nova.Settings, installable: Machine) -> None:
-    installable.without("systemctl")
-    installable.path("/etc/systemd/system").rmdir()
-    installable.put("/srv/files/new", "/lib/systemd/system/new.service\n")
-    installed = f"echo 'new - < 1 /new.deb' >{nova.COMING}; echo new >>{installable.path('/srv/packages')}"
-    installable.fake("apt-get", f'[ "${{!#}}" = update ] || {{ {installed}; }}')
-    nova.install_packages(set(nova.distribution()["packages"]))
-    assert "--listfiles new" in installable.transcript()
-    assert not nova.INSTALLING.exists()
-
-
-def test_what_was_installed_before_is_not_touched_by_an_upgrade(enabling: Path, machine: Machine) -> None:
-    machine.fake("apt-get")
-    nova.install_packages(set(nova.distribution()["packages"]))
-    assert (enabling / "mine.service").exists()
-
-
-def test_the_machines_own_policy_stays(enabling: Path, machine: Machine) -> None:
-    nova.POLICY.write_text("#!/bin/sh\nexit 104\n")
-    nova.install_packages(set(nova.distribution()["packages"]))
-    assert nova.POLICY.read_text() == "#!/bin/sh\nexit 104\n"
+def test_old_lists_of_packages_are_renewed_first(cfg: nova.Settings, installable: Machine) -> None:
+    lists = installable.put(nova.ROOTFS / "var/lib/apt/lists/deb").parent
+    nova.install_packages({"screen"})
+    assert "apt-get -qq update" not in installable.transcript()
+    os.utime(lists, (0, 0))
+    nova.install_packages({"screen"})
+    assert "apt-get -qq update" in installable.transcript()
 
 
 def test_a_changed_lock_makes_the_environment_again(branched: nova.Settings, installable: Machine) -> None:
@@ -365,35 +298,28 @@ def test_a_changed_lock_makes_the_environment_again(branched: nova.Settings, ins
     assert "uv --quiet --no-config venv" in installable.transcript()
 
 
-def test_libvirts_python_alone_is_seen_of_the_distributions(branched: nova.Settings, installable: Machine) -> None:
-    installable.put("/usr/lib/python3/dist-packages/yaml.py")
-    nova.install_openstack(branched)
-    nova.link_modules(branched)
-    path = Path(next(nova.ENV.glob("lib/*/site-packages/distribution.pth")).read_text().strip())
-    assert sorted(p.name for p in path.iterdir()) == ["libvirt.py", "libvirtmod.so"]
-
-
-def test_users_that_are_there_are_not_made_again(cfg: nova.Settings, installable: Machine) -> None:
-    installable.fake("getent", f"[ $2 = {nova.USER} ] && echo there")
-    nova.make_users()
-    made = [line for line in installable.called() if line.startswith("useradd")]
-    assert [line.split()[-1] for line in made] == [nova.GUEST_USER]
+def test_users_have_numbers_that_nobody_else_has(cfg: nova.Settings, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    nova.check_file_system(nova.HOME)
+    monkeypatch.setattr(nova.pwd, "getpwuid", lambda number: SimpleNamespace(pw_name="ann"))
+    with pytest.raises(nova.Failure, match="the user ann of this machine has the number") as caught:
+        nova.check_file_system(nova.HOME)
+    assert caught.value.code == 2
 
 
 def test_folders_have_their_owner_and_services_folders_are_private(
     cfg: nova.Settings, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nova.make_folders(cfg)
-    only_with = {name for names in nova.ONLY_WITH.values() for name in names}
-    assert [name for name, _ in nova.FOLDERS if (nova.HOME / name).exists() == (name in only_with)] == []
-    monkeypatch.setattr(nova, "ONLY_WITH", {})
+    asked = {name for service in nova.services(cfg).values() for name in service.folders}
+    folders = {name: owner for service in nova.SERVICES.values() for name, owner in service.folders.items()}
+    assert {name for name in folders if (nova.HOME / name).exists()} == asked
+    monkeypatch.setattr(nova, "services", lambda cfg: nova.SERVICES)
     nova.make_folders(cfg)
-    folders = nova.rows(cfg, nova.FOLDERS)
-    assert {name: machine.owners[f"/run/nova.py/{name}"] for name, _ in folders} == {
-        name: owner.partition(":")[0] for name, owner in folders
+    assert {name: machine.owners[f"/run/nova.py/{name}"] for name in folders} == {
+        name: nova.USERS[owner].partition(":")[0] for name, owner in folders.items()
     }
-    modes = {(owner, (nova.HOME / name).stat().st_mode & 0o777) for name, owner in folders}
-    assert modes == {(nova.USER, 0o700), (nova.ROOT, 0o755), (nova.PRIVSEP, 0o711)}
+    modes = {(owner, (nova.HOME / name).stat().st_mode & 0o777) for name, owner in folders.items()}
+    assert modes == {("service", 0o700), ("root", 0o755), ("privsep", 0o711)}
 
 
 def test_passwords_are_made_once_and_a_chosen_one_replaces(cfg: nova.Settings) -> None:
@@ -406,8 +332,7 @@ def test_passwords_are_made_once_and_a_chosen_one_replaces(cfg: nova.Settings) -
 
 
 def test_keys_of_keystone_are_made_once(cfg: nova.Settings, machine: Machine) -> None:
-    for name in ("libvirt/hooks", "sudoers.d"):
-        machine.path(f"/etc/{name}").mkdir(parents=True)
+    (nova.ROOTFS / "etc/sudoers.d").mkdir(parents=True)
     nova.make_folders(cfg)
     nova.write_config(cfg)
     keys = {p: p.read_bytes() for p in nova.STATE.glob("keystone/*/*")}
@@ -497,7 +422,7 @@ def test_databases_that_could_not_be_filled_are_made_again(filled: nova.Settings
 
 def test_the_password_of_admin_is_in_no_command(cfg: nova.Settings, installable: Machine) -> None:
     nova.make_folders(cfg)
-    nova.fill_database(cfg, ("keystone",), ("keystone-manage bootstrap",))
+    nova.fill_database(cfg, nova.Service("", databases=("keystone",), fill=("keystone-manage bootstrap",)))
     environment, _, words = installable.called()[-1].partition("setpriv")
     assert "OS_BOOTSTRAP_PASSWORD=$ADMIN_PASSWORD " in environment
     assert "$ADMIN_PASSWORD" not in words
@@ -513,8 +438,7 @@ def runnable(installable: Machine, monkeypatch: pytest.MonkeyPatch, in_order: No
     monkeypatch.setattr(nova, "session", lambda cfg: 4242 * installable.path("/srv/session").exists())
     monkeypatch.setattr(nova, "answers", lambda place: True)
     monkeypatch.setattr(nova, "started", lambda *_: no_service())
-    monkeypatch.setattr(nova, "those_of", lambda *_, **__: [])
-    for name in ("create_flavors", "create_networks", "upload_image", "wait_for_hosts", "smoke_test"):
+    for name in ("ask_keystone", "create_flavors", "create_networks", "upload_image", "wait_for_hosts", "smoke_test"):
         monkeypatch.setattr(nova, name, lambda cfg: None)
     installable.fake("sysctl", '[ "$1" != -n ] || echo 0')
     for name in ("cp", "ip", "nft", "modprobe"):
@@ -543,7 +467,9 @@ def test_run_detached(runnable_installed: Machine, expect: Expect, capsys: pytes
     assert nova.main(["run_detached", folder(machine)]) == 0
     expect("run_detached")
     assert re.findall(r"'screen -t (\S+) sh", machine.transcript()) == [
-        window for window in nova.SERVICES if window not in set().union(*nova.ONLY_WITH.values())
+        window.name
+        for wave in ("preload", "infrastructure", "control", "workers", "compute")
+        for window in nova.windows(nova.Settings(USE_KSM=False), wave)
     ]
     assert not old.exists()
     said = capsys.readouterr().err
@@ -555,7 +481,8 @@ def test_run_detached(runnable_installed: Machine, expect: Expect, capsys: pytes
 def test_run_detached_alone_installs_what_is_missing(runnable: Machine) -> None:
     assert nova.main(["run_detached", folder(runnable)]) == 0
     calls = " ".join(runnable.called())
-    steps = ("tar --extract", "apt-get", "uv --quiet", "useradd", "mariadb-install-db", "build.py", "--sparse=always", "nft -f")
+    steps = ("make-root", "useradd", "tar --extract", "apt-get", "uv --quiet", "mariadb-install-db", "build.py")
+    steps += ("--sparse=always", "nft -f")
     assert sorted(steps, key=calls.index) == list(steps)
 
 
@@ -569,7 +496,8 @@ def test_a_kvm_that_is_not_asked_for_is_hidden(runnable: Machine) -> None:
     runnable.put("/dev/kvm")
     cfg = nova.settings_from({}, folder(runnable))
     nova.prepare_folder(cfg, "run")
-    assert "mount --bind /run/nova.py/state/no-kvm /dev/kvm\n" in runnable.transcript()
+    nova.make_root(cfg)
+    assert "mount --bind /run/nova.py/state/no-kvm /run/nova.py/state/root/dev/kvm\n" in runnable.transcript()
     runnable.calls.unlink()
     nova.private_mounts(nova.replace(cfg, LIBVIRT_TYPE="kvm"))
     assert "/dev/kvm" not in runnable.transcript()
@@ -595,7 +523,8 @@ def test_run_ends_the_cloud_when_its_session_has_ended(
 def test_every_run_begins_empty(cfg: nova.Settings, fake: Fake, machine: Machine) -> None:
     for name in ("cp", "setpriv"):
         fake(name)
-    for name in (*nova.EMPTIED, "images", "state/cache/mysql", "state/log"):
+    emptied = [name for service in nova.SERVICES.values() for name in (*service.emptied, *service.ended) if "." not in name]
+    for name in (*emptied, "images", "state/cache/mysql", "state/log"):
         machine.put(nova.HOME / name / "folder/file")
         machine.put(nova.HOME / name / "file.log")
         machine.put(nova.HOME / name / "nova.log")
@@ -615,7 +544,7 @@ def new(cfg: nova.Settings, fake: Fake, machine: Machine) -> nova.Settings:
     fake("setpriv")
     for name in nova.NEW:
         machine.put(nova.STATE / name / "made", name)
-    machine.put("/etc/resolv.conf", "nameserver 192.0.2.53")
+    machine.put(nova.ROOTFS / "etc/resolv.conf", "nameserver 192.0.2.53")
     nova.keep_new()
     return cfg
 
@@ -648,13 +577,12 @@ def test_a_copy_is_that_of_the_same_cloud(
     if what == "setting":
         cfg = nova.replace(cfg, FIXED_RANGE="10.1.0.0/24")
     elif what == "name servers":
-        machine.put("/etc/resolv.conf", "nameserver 192.0.2.54")
+        machine.put(nova.ROOTFS / "etc/resolv.conf", "nameserver 192.0.2.54")
     elif what == "image":
         image.write_text("another")
     else:
-        edited = tuple((str(tmp_path / "edited") if row[0] == "conf/neutron.conf.tmpl" else row[0], *row[1:])
-                       for row in nova.CONFIG_FILES)  # fmt: skip
-        monkeypatch.setattr(nova, "CONFIG_FILES", edited)
+        edited = nova.replace(nova.SERVICES["neutron"], files={str(machine.put("/srv/edited")): ("", 0, "")})
+        monkeypatch.setitem(nova.SERVICES, "neutron", edited)
     assert not nova.is_new_kept(cfg)
 
 
@@ -678,7 +606,7 @@ def test_the_status_line_can_be_switched_off(
 def test_a_window_is_its_service_and_then_a_shell(cfg: nova.Settings, fake: Fake, machine: Machine) -> None:
     fake("screen", SESSION)
     died = machine.put(nova.STATE / "run/w.died")
-    nova.open_windows(cfg, [nova.Service("w", nova.USER, "serve --at $HOST_IP 'two words'")])
+    nova.open_windows(cfg, [nova.Window("w", "control", "service", "serve --at $HOST_IP 'two words'")])
     assert machine.called()[1:] == ["screen -S 4242.nova -X eval 'screen -t w sh /run/nova.py/state/run/w.rc'"]
     command = f"keep w {nova.USER} serve --at 192.0.2.10 'two words'"
     lines = (nova.STATE / "run/w.rc").read_text().splitlines()
@@ -754,7 +682,7 @@ def test_floating_addresses_leave_out_this_machines_own(cfg: nova.Settings, admi
 
 
 def test_the_image_names_its_kernel_and_ramdisk_by_id(cfg: nova.Settings, admin: MagicMock, machine: Machine) -> None:
-    for _, _, file, _ in nova.IMAGE_PARTS:
+    for _, _, file, _ in nova.IMAGES["ami-tty"].parts:
         machine.put(nova.HOME / "images" / file)
     admin.image.create_image.side_effect = lambda name, **_: MagicMock(id=f"id of {name}")
     nova.upload_image(cfg)
@@ -796,7 +724,7 @@ def test_terminate_without_a_cloud_asks_no_api(
     fake("virsh", INSTANCES)
     assert nova.main(["terminate", folder(made)]) == 0
     expect("terminate" if libvirt else "terminate-nothing")
-    assert asked == ["/run/libvirt/libvirt-sock"]  # the API that listens may be another cloud's
+    assert asked == [f"{nova.ROOTFS}/run/libvirt/libvirt-sock"]  # the API that listens may be another cloud's
 
 
 @pytest.fixture
@@ -958,10 +886,8 @@ def test_a_session_is_addressed_so_that_no_other_could_be_meant(cfg: nova.Settin
 def traces(made: Machine, fake: Fake) -> Machine:
     """A machine on which a cloud left its record, two taps and a domain; the other devices are somebody else's."""
     lines = ("ip link delete br-ex", "sysctl -qw net.ipv4.ip_forward=0", "nft delete table ip nova_py")
-    made.put("/home/me/nova/state/record")
-    for line in lines:
-        nova.record(*line.split(), path=made.path("/home/me/nova/state/record"))
-    made.put("/home/me/nova/state/libvirt/etc/qemu/instance-1.xml")
+    made.put("/home/me/nova/state/record", "".join(f"{line}  # {nova.checksum(line, nova.boot())}\n" for line in lines))
+    made.put("/home/me/nova/state/root/etc/libvirt/qemu/instance-1.xml")
     for name, address, tap in (
         ("tap1", "fa:6e:70:00:00:01", True), ("tap2", "fe:16:3e:00:00:01", True), ("br0", "fa:6e:70:00:00:02", False),
         ("tap3", "fe:6e:70:00:00:03", True), ("vnet1", "fe:6e:70:00:00:04", True),
@@ -979,7 +905,7 @@ def test_scrub(traces: Machine, expect: Expect) -> None:
     assert nova.main(["scrub", folder(traces)]) == 0
     expect("scrub")
     assert not (nova.STATE / "record").exists()
-    assert list(nova.STATE.glob("libvirt/etc/qemu/*")) == []
+    assert list(nova.DOMAINS.glob("qemu/*")) == []
 
 
 def test_scrub_twice(traces: Machine) -> None:
@@ -1006,13 +932,6 @@ def test_a_line_of_the_record_that_was_cut_off_stops_nothing(traces: Machine) ->
     assert nova.main(["scrub", folder(traces)]) == 0
     assert traces.called()[-3:] == ["ip link delete br-ex", "ip link delete tap1", "ip link delete tap3"]
     assert not record.exists()
-
-
-@pytest.mark.parametrize(("content", "stays"), [(nova.NO_SERVICES, False), ("#!/bin/sh\nexit 101\n", True)])
-def test_a_policy_that_install_left_is_removed_and_no_other(traces: Machine, content: str, stays: bool) -> None:
-    traces.put("/usr/sbin/policy-rc.d", content)
-    assert nova.main(["scrub", folder(traces)]) == 0
-    assert nova.POLICY.exists() == stays
 
 
 def test_an_undoing_that_is_cut_off_goes_on_where_it_was(
@@ -1055,7 +974,7 @@ def test_a_cloud_that_is_up_is_in_the_way(session: Any, cfg: nova.Settings) -> N
             nova.refuse_if_running(nova.replace(cfg, SCREEN_NAME=name))
         assert str(caught.value) == "screen named 'nova' already exists!"
         assert caught.value.hint.splitlines() == [
-            "attach to it with: sudo screen -x nova",
+            "attach to it with: sudo python3 nova.py attach",
             "  end it with: sudo python3 nova.py stop, which keeps it; or terminate, then clean",
         ]
 
