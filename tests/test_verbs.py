@@ -438,6 +438,7 @@ def runnable(installable: Machine, monkeypatch: pytest.MonkeyPatch, in_order: No
     monkeypatch.setattr(nova, "session", lambda cfg: 4242 * installable.path("/srv/session").exists())
     monkeypatch.setattr(nova, "answers", lambda place: True)
     monkeypatch.setattr(nova, "started", lambda *_: no_service())
+    monkeypatch.setattr(nova, "inventory", lambda: "a machine")
     for name in ("ask_keystone", "create_flavors", "create_networks", "upload_image", "wait_for_hosts", "smoke_test"):
         monkeypatch.setattr(nova, name, lambda cfg: None)
     installable.fake("sysctl", '[ "$1" != -n ] || echo 0')
