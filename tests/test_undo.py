@@ -2,12 +2,9 @@
 """What is recorded, and undone: the record cut at any byte, the look at the machine, uninstall."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
 
 import nova
@@ -77,78 +74,20 @@ def test_after_a_reboot_what_went_with_it_is_not_undone(cfg: nova.Settings, mach
     assert recorded() == ["rm --recursive '/srv/a folder#1'"]
 
 
-# ---- The look ----
+# ---- The inventory ----
 
 
-def test_every_look_is_of_this_machine_and_kept_as_json(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    machine.fake("dpkg-query", 'printf "%s\\n" "installed b" "config-files a" "not-installed c" "config-files b"')
-    machine.put("/etc/a", "content")
-    machine.path("/etc/link").symlink_to("a")
-    machine.put("/etc/passwd-", "renewed by useradd")
-    machine.put("/etc/passwd", "root:x:0:0:root:/root:/bin/bash\n")
-    machine.put("/sys/class/net/br9/flags", "0x1003\n")
-    machine.put(
-        f"/proc/{os.getppid()}/mountinfo", "1 2 3:4 / /srv rw - ext4 /dev/sda rw\n1 2 3:4 / /run/user/0 rw - tmpfs tmpfs rw\n"
-    )
-    monkeypatch.setattr(nova.psutil, "net_if_addrs", dict)
-    seen = json.loads(json.dumps(nova.look_at_machine()))
-    assert seen["packages"] == {"a": "config-files", "b": "installed"}
-    assert {Path(name).name: state for name, state in seen["files"].items() if "system" not in name} == {
-        "a": "100644 0:0 ed7002b439e9ac84", "link": "a", "passwd": seen["files"][str(machine.path("/etc/passwd"))],
-    }  # fmt: skip
-    assert seen["users"] == {"root": "root:x:0:0:root:/root:/bin/bash"}
-    assert list(seen["interfaces"].values()) == ["0x1003"]
-    assert seen["mounts"] == {"/srv": "/dev/sda"}
-    assert seen["nftables"] is None
+def test_the_baseline_is_of_the_time_before_the_first_run(cfg: nova.Settings, machine: Machine) -> None:
+    machine.fake("bash", "echo route b; echo route a")
+    nova.save_baseline()
+    machine.fake("bash", "echo route a; echo listens c")
+    nova.save_baseline()
+    assert nova.BASELINE.read_text() == "route a\nroute b"
+    assert nova.differences() == ["+ listens c", "- route b"]
 
 
-def test_rules_are_compared_without_counters_and_dates(fake: Fake) -> None:
-    fake("iptables-legacy-save", 'printf "%s\\n" "# Generated on $RANDOM" "*nat" ":INPUT ACCEPT [$RANDOM:$RANDOM]" COMMIT')
-    assert nova.LOOKS["iptables"]() == nova.LOOKS["iptables"]() == {"": "1", "*nat": "1", ":INPUT ACCEPT": "1", "COMMIT": "1"}
-
-
-def test_what_differs_is_told_and_what_could_not_be_seen_is_not() -> None:
-    before: dict[str, Any] = {"packages": {"a": "installed", "b": "installed"}, "nftables": None, "ports": {}}
-    now: dict[str, Any] = {"packages": {"a": "installed", "c": "installed"}, "nftables": {"rule": "1"}, "ports": {"0:22": "sshd"}}
-    assert nova.differences(before, now) == [
-        {"what": "packages", "which": "b", "before": "installed", "now": None},
-        {"what": "packages", "which": "c", "before": None, "now": "installed"},
-        {"what": "ports", "which": "0:22", "before": None, "now": "sshd"},
-    ]
-    assert nova.differences(before, before) == []
-
-
-# ---- Packages that others have come to need ----
-
-# what dpkg 1.21 says
-BLOCKED = """dpkg: dependency problems prevent removal of libone:amd64:
- theirs:amd64 depends on libone.
-
-dpkg: error processing package libone:amd64 (--purge):
- dependency problems - not removing
-dpkg: dependency problems prevent removal of two:
- other depends on virtual; however:
-  Package two which provides virtual is to be removed.
-
-dpkg: error processing package two (--purge):"""
-
-
-def test_packages_that_others_need_stay_with_what_these_need(fake: Fake) -> None:
-    fake("dpkg-query", "exit 1")
-    blocked = f'case "$*" in *libone*) cat <<EOF >&2\n{BLOCKED}\nEOF\nexit 1;; *base*) cat <<EOF >&2\n'
-    blocked += "dpkg: dependency problems prevent removal of base:\n libone depends on base.\nEOF\nexit 1;; esac"
-    fake("dpkg", blocked.replace("cat ", "/bin/cat "))
-    assert nova.needed({"libone", "two", "base", "free"}) == {
-        "libone": "theirs:amd64", "two": "other", "base": "libone",
-    }  # fmt: skip
-
-
-def test_a_package_that_a_process_runs_from_stays(fake: Fake) -> None:
-    mine = psutil.Process().exe()
-    fake("dpkg-query", f'echo "screen:amd64: {mine}"; echo "diversion by x from: {mine}"')
-    fake("dpkg")
-    stay = nova.needed({"screen", "free"})
-    assert list(stay) == ["screen"] and "(process " in stay["screen"]
+def test_without_a_run_there_is_nothing_to_compare(cfg: nova.Settings) -> None:
+    assert nova.differences() == []
 
 
 # ---- uninstall ----
@@ -156,84 +95,57 @@ def test_a_package_that_a_process_runs_from_stays(fake: Fake) -> None:
 
 @pytest.fixture
 def installed(cfg: nova.Settings, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> nova.Settings:
-    """A cloud's folder, two packages that came for it, a user; nothing runs."""
-    machine.put("/srv/packages", "installed mine\n")
-    machine.fake("dpkg-query", f'[ "$1" != --show ] || /bin/cat {machine.path("/srv/packages")}')
-    machine.fake("screen", "exit 1")
-    machine.fake("umount")
-    machine.fake("dpkg", f'case "$1" in --purge) echo installed mine >{machine.path("/srv/packages")};; esac')
-    machine.fake("userdel", f": >{machine.path('/etc/passwd')}")
-    machine.fake("groupdel")
-    machine.put("/etc/passwd", "")
-    machine.put("/etc/mine.conf", "mine")
+    """A cloud's folder, which was made with the one it is in, after a run; nothing runs."""
+    for name in ("umount", "screen"):
+        machine.fake(name, "exit 1")
     machine.put(nova.TOOL / "uv")
-    machine.path("/var/cache").mkdir()
-    for name in ("addresses", "parameters", "ports", "interfaces", "routes", "processes", "namespaces", "mounts", "disks"):
-        monkeypatch.setitem(nova.LOOKS, name, dict)
-    nova.keep_look(cfg, nova.look_at_machine(), [machine.path("/home/me")])
-    nova.write_file(nova.INSTALLING, json.dumps(nova.look_at_machine(nova.OF_PACKAGES)))
-    nova.write_file(nova.COMING, "VERSION 2\n\ncame - < 1 /came_1.deb\nlibcame - < 1 /libcame_1.deb\nmine 1 < 2 /mine_2.deb\n")
-    machine.put("/srv/packages", "installed mine\ninstalled came\ninstalled libcame\n")
-    machine.put("/etc/came.d/conf", "came")
-    machine.put("/etc/passwd", "came:x:99:99::/:/bin/false\n")
-    nova.note_brought()
-    nova.INSTALLING.unlink()
-    nova.make_machine_folder(machine.path("/var/cache/came/deep"))
-    for name in ("instances/x", "state/cache/big", "nova/api.py", "novarc"):
+    machine.put(nova.AROUND, json.dumps({"made": [str(machine.path("/home/me"))]}))
+    machine.put(nova.BASELINE, "route a")
+    for name in ("instances/x", "state/cache/big", "state/root/usr/bin/screen", "nova/api.py", "novarc"):
         machine.put(nova.HOME / name)
-    machine.put(
-        nova.TREE, json.dumps({"whole": True, "top": ["nova"], "files": {"nova/api.py": nova.digest(nova.HOME / "nova/api.py")}})
-    )
-    machine.calls.unlink()
+    tree = {"whole": True, "top": ["nova"], "files": {"nova/api.py": nova.digest(nova.HOME / "nova/api.py")}}
+    machine.put(nova.TREE, json.dumps(tree))
     monkeypatch.setattr(nova, "HERE", nova.TOOL.parent)
     monkeypatch.setattr(nova, "answers", lambda place: False)
-    monkeypatch.setattr(nova, "dpkg_is_free", lambda: True)
-    monkeypatch.setattr(nova, "leave_mounts", nova.HOME.unlink)
+    monkeypatch.setattr(nova, "inventory", lambda: "route a")
+    monkeypatch.setattr(nova, "leave_mounts", lambda cfg: nova.HOME.unlink() or nova.HOME.mkdir())
     return cfg
 
 
 def test_uninstall_leaves_nothing(installed: nova.Settings, machine: Machine) -> None:
     nova.uninstall(installed)
-    assert "SUDO_FORCE_REMOVE=yes dpkg --purge --force-remove-reinstreq came libcame" in [
-        line.split(" ", 2)[2] for line in machine.called() if "dpkg " in line
-    ]
     assert not installed.DIR.exists() and not installed.DIR.parent.exists()
-    assert not nova.MACHINE.exists() and not nova.TOOL.exists()
-    assert not machine.path("/etc/came.d").exists() and machine.path("/etc/mine.conf").exists()
-    assert list(machine.path("/var/cache").iterdir()) == []
-    assert any(line.endswith("userdel came") for line in machine.called())
+    assert not nova.HOME.exists() and not nova.LOCK.exists() and not nova.TOOL.exists()
 
 
-def test_uninstall_before_any_package_came(installed: nova.Settings, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    nova.BROUGHT.unlink()
-    machine.put("/srv/packages", "installed mine\n")
-    machine.put("/etc/passwd", "")
-    machine.path("/etc/came.d/conf").unlink()
-    machine.path("/etc/came.d").rmdir()
+def test_uninstall_before_the_first_run(installed: nova.Settings) -> None:
+    nova.BASELINE.unlink()
     nova.uninstall(installed)
-    assert not nova.MACHINE.exists()
+    assert not installed.DIR.exists()
 
 
-@pytest.mark.parametrize("left", ["/etc/left.conf", "/var/lib/left"])
-def test_what_is_left_behind_is_told_and_the_next_call_goes_on(
-    installed: nova.Settings, machine: Machine, capsys: pytest.CaptureFixture[str], left: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_left_behind_is_told(installed: nova.Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nova, "wait_for", lambda what, ready, seconds: ready())
-    machine.put(left)
-    with pytest.raises(nova.Failure, match="1 things are not as they were before the first command"):
+    monkeypatch.setattr(nova, "inventory", lambda: "route a\nroute of a cloud")
+    with pytest.raises(nova.Failure, match="the machine is not as it was before the first run") as caught:
         nova.uninstall(installed)
-    assert left in capsys.readouterr().out
-    assert nova.MACHINE.exists() and nova.TOOL.exists()
-    machine.path(left).unlink()
-    monkeypatch.setattr(nova, "leave_mounts", lambda: None)
-    nova.uninstall(installed)
-    assert not nova.MACHINE.exists()
+    assert caught.value.tail == ("+ route of a cloud",)
+    assert not installed.DIR.exists()
+
+
+def test_nothing_is_deleted_where_a_mount_could_not_be_left(
+    cfg: nova.Settings, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.fake("umount", "exit 1")
+    machine.put("/proc/self/mountinfo", f"1 2 0:5 / {cfg.DIR}/state/root/dev rw - devtmpfs dev rw\n")
+    with pytest.raises(nova.Failure, match="state/root/dev is mounted, and would be deleted with"):
+        nova.leave_mounts(cfg)
 
 
 def test_downloads_can_be_kept(installed: nova.Settings) -> None:
     nova.uninstall(installed, "--keep-cache")
     assert [path.name for path in installed.DIR.rglob("*")] == ["state", "cache", "big"]
-    assert (nova.TOOL / "uv").exists() and not nova.MACHINE.exists()
+    assert (nova.TOOL / "uv").exists()
 
 
 def test_a_tree_with_changes_stays(installed: nova.Settings, capsys: pytest.CaptureFixture[str]) -> None:
@@ -241,16 +153,6 @@ def test_a_tree_with_changes_stays(installed: nova.Settings, capsys: pytest.Capt
     nova.uninstall(installed)
     assert [path.name for path in installed.DIR.rglob("*")] == ["nova", "api.py"]
     assert f"Your 1 changes stay in {installed.DIR}: nova/api.py" in capsys.readouterr().err
-
-
-def test_another_clouds_packages_stay(installed: nova.Settings, machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
-    machine.put("/home/you/nova/state/tree.json")
-    nova.write_file(nova.CLOUDS, json.dumps({str(installed.DIR): "", str(machine.path("/home/you/nova")): ""}))
-    nova.uninstall(installed)
-    assert not installed.DIR.exists()
-    assert [line for line in machine.called() if "dpkg --" in line or "userdel" in line] == []
-    assert list(nova.kept(nova.CLOUDS)) == [str(machine.path("/home/you/nova"))]
-    assert nova.TOOL.exists()
 
 
 def test_uninstall_is_refused_while_another_cloud_is_up(installed: nova.Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,24 +168,8 @@ def test_nothing_to_uninstall(machine: Machine, tmp_path: Path, monkeypatch: pyt
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_a_folder_that_has_no_cloud_is_told_where_there_are_others(machine: Machine, tmp_path: Path) -> None:
-    machine.put("/home/you/nova/state/tree.json")
-    machine.put(nova.CLOUDS, json.dumps({str(machine.path("/home/you/nova")): ""}))
-    assert nova.main(["uninstall", str(tmp_path / "nowhere")]) == 1
-    assert nova.MACHINE.exists()
-
-
-def test_what_others_made_while_packages_came_is_theirs(installed: nova.Settings, machine: Machine) -> None:
-    machine.put("/etc/passwd", "")
-    nova.write_file(nova.INSTALLING, json.dumps(nova.look_at_machine(nova.OF_PACKAGES)))
-    machine.put("/etc/passwd", "them:x:1000:1000::/home/them:/bin/bash\nserver:x:900:900::/:/bin/false\n")
-    log = machine.put("/var/log/dpkg.log")
-    machine.put("/etc/by-a-package")
-    os.utime(machine.put("/etc/theirs"))
-    os.utime(log, (1, machine.path("/etc/theirs").lstat().st_ctime - 2))
-    nova.note_brought()
-    assert set(nova.kept(nova.BROUGHT)["users"]) == {"came", "server"}
-    assert not [name for name in nova.kept(nova.BROUGHT)["files"] if name.endswith(("theirs", "by-a-package"))]
-    os.utime(log)
-    nova.note_brought()
-    assert [Path(name).name for name in nova.kept(nova.BROUGHT)["files"]][:1] == ["by-a-package"]
+def test_a_cloud_of_an_older_nova_py_is_named(cfg: nova.Settings, machine: Machine) -> None:
+    machine.put(nova.OLDER / "clouds.json", json.dumps({"/home/you/nova": ""}))
+    with pytest.raises(nova.Failure, match=r"an older nova.py \(0.1\) .* for the cloud in /home/you/nova$") as caught:
+        nova.check_machine(cfg)
+    assert "uninstall" in caught.value.hint
