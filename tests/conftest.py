@@ -140,7 +140,10 @@ ROUTES = (
 UIDS = {"root": 0, **nova.NUMBERS}
 # What env does: the words behind its options are a command.
 ENV = """#!/bin/bash
-while [[ $1 == -* || $1 == *=* ]]; do shift; done
+while [[ $1 == -* || $1 == *=* ]]; do
+    case $1 in --chdir=*) [ ! -d "${1#*=}" ] || cd "${1#*=}" ;; esac
+    shift
+done
 case $1 in */*) exec "$@" ;; *) exec "COMMANDS/$1" "${@:2}" ;; esac
 """
 ADDRESSES = {"lo": "127.0.0.1", "eth0": "192.0.2.10", "eth1": "198.51.100.7", "eth2": ""}
@@ -238,7 +241,18 @@ class Machine:
         return f'case "$1$3" in --bind{self.root}/*) {bind};; esac; exit 0'
 
     def line(self, environment: str, words: str, text: str) -> str:
-        own = {"PATH", "PWD", "SHLVL", "LC_ALL", "TMPDIR", "XDG_CACHE_HOME", "no_proxy", "COLUMNS", "LINES", "PYTEST_CURRENT_TEST"}
+        own = {
+            "PATH",
+            "PWD",
+            "SHLVL",
+            "LC_ALL",
+            "TMPDIR",
+            "XDG_CACHE_HOME",
+            "no_proxy",
+            "COLUMNS",
+            "LINES",
+            "PYTEST_CURRENT_TEST",
+        }
         added = [f"{n}={shlex.quote(v)}" for n, _, v in (e.partition("=") for e in environment.split("\x1f")[:-1])
                  if n not in own]  # fmt: skip
         line = " ".join([*sorted(added), shlex.join(words.split("\x1f")[:-1])])
@@ -303,6 +317,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
     monkeypatch.setattr(nova, "netifaces", machine.netifaces())
     monkeypatch.setattr(os, "chown", machine.give)
     monkeypatch.setattr(os, "open", machine.os_open)
+    machine.fake("apt-get")
     monkeypatch.setattr(pwd, "getpwuid", machine.getpwuid)
     monkeypatch.setattr(nova, "has_owners", lambda place: True)
     # Transcripts have the commands alone; how they are entered: test_failures.py.

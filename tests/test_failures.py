@@ -2,11 +2,9 @@
 """What goes wrong: the exact words, the exit code, and what is left behind."""
 
 import functools
-import hashlib
 import http.server
 import logging
 import os
-import platform
 import pty
 import select
 import signal
@@ -121,7 +119,7 @@ COMMANDS = """
 import os, signal, sys
 import nova
 signal.signal(signal.SIGINT, nova.interrupt)
-pid, each = os.getpid(), lambda: (nova.carry_out(["true"]), nova.ask("true"), nova.carry_out(["sleep", "0.01"]))
+pid, each = os.getpid(), lambda: (nova.carry_out(["true"]), nova.ask("true", outside=True), nova.carry_out(["sleep", "0.01"]))
 while True:
     try:
         print("ready", flush=True)
@@ -129,7 +127,7 @@ while True:
             nova.in_parallel(each, each, each) if sys.argv[1:] else each()
     except KeyboardInterrupt:
         assert os.getpid() == pid, "a fork went on as a second one"
-        nova.ask("true")
+        nova.ask("true", outside=True)
 """
 
 
@@ -224,19 +222,19 @@ def test_a_failure_in_the_probe_ends_the_wait() -> None:
 def test_the_death_of_a_window_ends_the_wait_at_once(cfg: nova.Settings, machine: Machine) -> None:
     machine.put(nova.STATE / "run/api.died", "2026-11-21T10:00:00 api: exit code 1 after 0 s, again in 1 s\n")
     machine.put(nova.STATE / "log/api.log", "".join(f"{i}\n" for i in range(20)) + "\x1b[31mred\x1b[0m\r\n\n  why\n")
-    service = nova.Service("api", nova.USER, "", "127.0.0.1:1")
+    window = nova.Window("api", "control", "service", "", ready="127.0.0.1:1")
     began = time.monotonic()
-    said = failure(functools.partial(nova.wait_for_services, seconds=60), cfg, (service,))
+    said = failure(functools.partial(nova.wait_for_windows, seconds=60), cfg, [window])
     assert time.monotonic() - began < 10
     assert str(said).endswith("died: 2026-11-21T10:00:00 api: exit code 1 after 0 s, again in 1 s")
     assert said.tail == (*map(str, range(10, 20)), "red", "why")
 
 
 def test_a_service_without_a_place_is_not_waited_for(cfg: nova.Settings) -> None:
-    nova.wait_for_services(cfg, (nova.Service("compute", nova.ROOT, "nova-compute"),), seconds=0)
+    nova.wait_for_windows(cfg, [nova.Window("compute", "compute", "root", "nova-compute")], seconds=0)
 
 
-# ---- What answers, and downloads ----
+# ---- What answers ----
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -285,33 +283,6 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.mark.parametrize("prefix", ["", "sha256:"])
-def test_a_download_with_the_right_hash_is_taken(site: str, prefix: str) -> None:
-    assert nova.download(f"{site}/200", prefix + hashlib.sha256(b"content").hexdigest()) == b"content"
-
-
-def test_a_download_with_another_hash_is_refused(site: str) -> None:
-    said = failure(nova.download, f"{site}/200", "sha256:" + "0" * 64)
-    assert str(said) == f"{site}/200 is not the file that was asked for (its SHA-256 differs)"
-
-
-def test_without_a_network_the_download_says_so() -> None:
-    url = f"http://127.0.0.1:{free_port()}/uv.whl"
-    said = failure(nova.download, url, "")
-    assert str(said) == f"cannot download {url}: <urlopen error [Errno 111] Connection refused>"
-    assert said.hint == nova.NETWORK
-
-
-def test_a_file_that_is_gone_is_told_with_its_code(site: str) -> None:
-    assert "HTTP Error 404" in str(failure(nova.download, f"{site}/404", ""))
-
-
-def test_a_machine_without_a_uv_is_told_so(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    nova.TOOL.parent.mkdir(parents=True)
-    monkeypatch.setattr(platform, "machine", lambda: "vax")
-    assert "vax" in str(failure(nova.make_tool_environment))
-
-
 # ---- Checks before a run ----
 
 
@@ -347,15 +318,27 @@ def test_no_tun_device(cfg: nova.Settings, machine: Machine) -> None:
     assert "container" in said.hint
 
 
-def test_an_unknown_distribution(machine: Machine) -> None:
-    machine.release = {"ID": "fedora", "VERSION_ID": "43"}
-    said = failure(nova.distribution)
-    assert str(said) == "this is fedora-43, and conf/packages.toml knows debian-12, debian-13, ubuntu-24.04"
+def test_without_apt_the_debian_is_made_by_mmdebstrap(cfg: nova.Settings, machine: Machine) -> None:
+    (machine.commands / "apt-get").unlink()
+    said = failure(nova.check_machine, cfg)
+    assert str(said) == "neither apt-get nor mmdebstrap is here to make a Debian in DIR with"
+    machine.fake("mmdebstrap")
+    nova.check_machine(cfg)
 
 
-def test_a_rolling_distribution_has_no_version(machine: Machine) -> None:
-    machine.release = {"ID": "arch"}
-    assert str(failure(nova.distribution)).startswith("this is arch-None, and ")
+@pytest.mark.parametrize(("flag", "word"), [(os.ST_NOEXEC, "noexec"), (os.ST_NOSUID, "nosuid"), (os.ST_RDONLY, "read-only")])
+def test_a_file_system_that_cannot_hold_programs(
+    cfg: nova.Settings, monkeypatch: pytest.MonkeyPatch, flag: int, word: str
+) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda place: SimpleNamespace(f_flag=flag))
+    said = failure(nova.check_file_system, nova.HOME)
+    assert f"is on a file system that is mounted {word}, and" in str(said)
+    assert said.code == 2
+
+
+def test_a_file_system_without_owners(cfg: nova.Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nova, "has_owners", lambda place: False)
+    assert "is on a file system whose files have no owners, and" in str(failure(nova.check_file_system, nova.HOME))
 
 
 @pytest.mark.parametrize("name", ["br-int", "br-ex", "ovs-netdev"])
@@ -375,7 +358,8 @@ def test_a_port_in_use_names_who_has_it(
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         machine.listening = [c for c in everybodys_connections("tcp") if c.pid == os.getpid()]
-        monkeypatch.setattr(nova, "SERVICES", {"mine": nova.Service("mine", nova.USER, "", f"127.0.0.1:{port}")})
+        window = {"name": "mine", "wave": "control", "user": "service", "command": "", "ready": f"127.0.0.1:{port}"}
+        monkeypatch.setattr(nova, "SERVICES", {"mine": nova.Service("mine", window=(window,))})
         who = f"the cloud in {cloud} (session theirs)" if cloud else f"{psutil.Process().name()}, pid {os.getpid()}"
         assert str(failure(nova.check_ports, cfg)) == f"port {port} is in use by {who}"
     machine.listening = [c for c in everybodys_connections("tcp") if c.pid == os.getpid()]
@@ -571,7 +555,7 @@ def test_run_is_not_at_work_while_its_session_is_shown(
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("verb", [v for v in VERBS if v not in ("run", "status")])
+@pytest.mark.parametrize("verb", [v for v in VERBS if v not in ("run", "status", "attach", "shell")])
 def test_every_other_verb_is_at_work_until_its_end(
     cfg: nova.Settings, fake: Fake, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
@@ -606,30 +590,24 @@ def test_what_root_mounts_nobody_else_sees_and_it_keeps_nobodys_mounts(
     assert len(seen) == 1
 
 
-def test_two_first_calls_make_the_environment_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+# python3, as far as libexec/make-tool needs it
+PYTHON = """#!/bin/bash
+echo "$1" >>calls
+case $1 in -) /bin/ln -s /bin/true .tool/uv ;; *) : >.tool/uv.whl ;; esac
+"""
+
+
+def test_two_first_calls_make_the_environment_once(tmp_path: Path, real: Callable[[str], str]) -> None:
+    (tmp_path / "libexec").mkdir()
     (tmp_path / "uv.lock").write_text("the lock")
-    monkeypatch.setattr(nova, "HERE", tmp_path)
-    monkeypatch.setattr(nova, "TOOL", tmp_path / ".tool")
-    monkeypatch.setattr(os, "execvp", lambda *_: None)
-    monkeypatch.setattr(os, "environ", {})
-    made, both = [], threading.Event()
-
-    def make() -> None:
-        made.append("made")
-        both.wait(10)
-        time.sleep(0.1)
-        (tmp_path / ".tool/env/bin").mkdir(parents=True)
-        (tmp_path / ".tool/env/bin/python").write_text("")
-        (tmp_path / ".tool/made-from").write_text("the lock")
-
-    monkeypatch.setattr(nova, "make_tool_environment", make)
-    threads = [threading.Thread(target=nova.bootstrap) for _ in "ab"]
-    for thread in threads:
-        thread.start()
-    both.set()
-    for thread in threads:
-        thread.join()
-    assert made == ["made"]
+    shutil.copy(nova.HERE / "libexec/make-tool", tmp_path / "libexec/make-tool")
+    (tmp_path / "python").write_text(PYTHON)
+    (tmp_path / "python").chmod(0o755)
+    words = [real("bash"), str(tmp_path / "libexec/make-tool"), str(tmp_path / "python")]
+    both = [subprocess.Popen(words, env={"PATH": os.defpath}, stderr=subprocess.PIPE) for _ in "ab"]
+    assert [one.communicate()[1] for one in both] == [b"", b""]
+    assert (tmp_path / "calls").read_text().split() == ["libexec/fetch-release.py", "-"]
+    assert (tmp_path / ".tool/made-from").read_text() == "the lock"
 
 
 def test_a_folder_that_is_a_file_is_told_without_a_traceback(
@@ -651,7 +629,6 @@ def test_a_folder_of_somebodys_is_not_used(machine: Machine, capsys: pytest.Capt
 def test_the_log_has_everything_with_the_time(machine: Machine, fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
     fake("mount", "echo said by mount; exit 32")
     nova.HOME.mkdir()
-    nova.MACHINE.mkdir(parents=True)
     folder = machine.path("/home/me/nova")
     assert nova.main(["install", str(folder)]) == 1
     log = (folder / "state/log/nova.log").read_text().splitlines()
