@@ -641,8 +641,8 @@ def move(old: Path, new: Path) -> None:
     change(f"mv --no-target-directory {old} {new}", lambda: old.rename(new))
 
 
-# What commands say is read, by the log's reader at least; and in there a program has the machine's TMPDIR in vain.
-PLAIN = {"LC_ALL": "C.UTF-8", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin", "TMPDIR": "/tmp"}  # noqa: S108
+# What commands say is read, by the log's reader at least.
+PLAIN = {"LC_ALL": "C.UTF-8", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin"}
 
 
 def do(*argv: object, user: str = ROOT, text: str = "", env: Mapping[str, str] = {}, cwd: object = "/", hint: str = "") -> None:
@@ -668,6 +668,11 @@ def as_line(env: Mapping[str, str], entry: str, words: list[str]) -> str:
     return before + shlex.join(words)  # secrets are in `env`: not in the log
 
 
+def surroundings(more: Mapping[str, str] = {}) -> dict[str, str]:
+    """The environment of commands. The caller's folder for temporary files is not there in ROOTFS."""
+    return {name: value for name, value in os.environ.items() if name != "TMPDIR"} | PLAIN | dict(more)
+
+
 def entered(words: Sequence[str]) -> list[str]:
     """A command of ROOTFS, as the machine calls it."""
     return ["chroot", str(ROOTFS), *words]
@@ -686,7 +691,7 @@ def carry_out(words: list[str], text: str = "", env: Mapping[str, str] = {}, hin
 
     options: Any = dict(_in=text, _out=keep, _err_to_out=True, _tty_out=False, _cwd="/")
     try:
-        command(words, **options, _env={**os.environ, **PLAIN, **env})
+        command(words, **options, _env=surroundings(env))
     except sh.CommandNotFound:
         raise Failure(f"{words[0]} is not installed", "sudo python3 nova.py install") from None
     except sh.ErrorReturnCode as error:
@@ -733,7 +738,7 @@ def ask(*argv: object, ok: tuple[int, ...] = (0,), default: str | None = None, o
     words = [str(word) for word in argv]
     log.debug("? %s", shlex.join(words))
     try:
-        options: Any = dict(_in="", _tty_out=False, _ok_code=ok, _env={**os.environ, **PLAIN})
+        options: Any = dict(_in="", _tty_out=False, _ok_code=ok, _env=surroundings())
         return str(command(words if outside else entered(words), **options)).strip()
     except (sh.CommandNotFound, sh.ErrorReturnCode) as error:
         if default is not None or DRY_RUN:  # there, what would come first may have been what it asks about
@@ -2246,7 +2251,8 @@ def run(cfg: Settings, yes: str = "") -> None:
     if DRY_RUN:
         return print(f"screen -x {cfg.SCREEN_NAME} -p test\n# and when the session has ended: terminate, clean")
     BARS.stop()  # the terminal is screen's now
-    attach(cfg)
+    if session(cfg):
+        attach(cfg)
     if session(cfg):
         say("The cloud stays. To come back: sudo python3 nova.py attach")
         say("To end it: sudo python3 nova.py stop, which keeps it; or terminate, then clean")
@@ -3080,7 +3086,7 @@ def attach(cfg: Settings) -> None:
     known = kind if any(ROOTFS.glob(f"usr/*/terminfo/?/{kind}")) else "xterm-256color"  # a terminal's own may not be here
     words = entered(["env", f"TERM={known}", "screen", "-S", f"{found}.{cfg.SCREEN_NAME}", "-p", "test", "-x"])
     with contextlib.suppress(sh.ErrorReturnCode):
-        sh.Command(words[0])(*words[1:], _fg=True, _env={**os.environ, **PLAIN})
+        sh.Command(words[0])(*words[1:], _fg=True, _env=surroundings())
 
 
 def shell(cfg: Settings, *words: str) -> None:
@@ -3090,7 +3096,7 @@ def shell(cfg: Settings, *words: str) -> None:
     line = f'. {CONF}/test; exec "$@"' if words else f"exec bash --rcfile {CONF}/test -i"
     found = session(cfg)  # whose mounts show its volumes and network namespaces as well
     entry = ("nsenter", f"--target={found}", "--mount", "--root") if found else ("chroot", str(ROOTFS))
-    os.execvpe(entry[0], [*entry, "env", "--chdir=/", "bash", "-c", line, "shell", *words], {**os.environ, **PLAIN})
+    os.execvpe(entry[0], [*entry, "env", "--chdir=/", "bash", "-c", line, "shell", *words], surroundings())
 
 
 # ---- stop ----
@@ -3401,7 +3407,8 @@ def prepare_folder(cfg: Settings, verb: str) -> None:
         raise Failure(f"cannot use {cfg.DIR} as the cloud's folder: {error.strerror}", "name another: nova.py VERB DIR") from None
     private_mounts(cfg)
     if missing:
-        write_file(AROUND, json.dumps({"made": [str(each) for each in missing if each != cfg.DIR]}))
+        made = [str(each) for each in missing if each != cfg.DIR]
+        write_file(cfg.DIR / "state" / AROUND.name, json.dumps({"made": made}))
 
 
 @contextlib.contextmanager

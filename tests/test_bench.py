@@ -72,9 +72,9 @@ def test_a_service_lasts_from_its_window_until_it_answers_or_to_the_end_of_its_s
 
 def test_a_host_of_scale_runs_what_the_window_of_the_cloud_s_own_runs(bench: ModuleType, cfg: nova.Settings, fake: Fake) -> None:
     fake("screen", SESSION)
-    nova.open_windows(cfg, [nova.SERVICES["compute"]])
+    nova.open_windows(cfg, [nova.WINDOWS["compute"]])
     window = (nova.STATE / "run/compute.rc").read_text()
-    assert bench.command_of(window) == nova.render(nova.SERVICES["compute"].command, cfg)
+    assert bench.command_of(window) == nova.render(nova.WINDOWS["compute"].line, cfg)
 
 
 def test_a_step_takes_what_the_log_says_at_its_end(report: ModuleType, start: Any) -> None:

@@ -56,10 +56,10 @@ def test_it_is_no_container(cfg: nova.Settings, machine: Machine) -> None:
 
 
 def test_without_the_word_nothing_of_it_is_installed_built_or_uploaded(cfg: nova.Settings, debian: nova.Settings) -> None:
-    assert "mmdebstrap" in nova.packages(debian) - nova.packages(cfg)
-    assert [row[0] for row in nova.rows(cfg, nova.BUILDERS)] == ["ami-tty"]
-    assert [row[0] for row in nova.rows(debian, nova.BUILDERS)] == ["ami-tty", "debian"]
-    assert {row[0] for row in nova.rows(cfg, nova.IMAGE_PARTS)} == {"ami-tty", "ami-tty-kernel", "ami-tty-ramdisk"}
+    assert nova.services(debian).keys() - nova.services(cfg).keys() == {"debian"}
+    assert list(nova.SERVICES["debian"].packages) == ["mmdebstrap"]
+    assert list(nova.images(cfg)) == ["ami-tty"]
+    assert list(nova.images(debian)) == ["ami-tty", "debian"]
 
 
 def test_the_copy_of_a_new_cloud_is_of_this_very_image(debian: nova.Settings, machine: Machine) -> None:
@@ -76,8 +76,9 @@ def test_it_is_uploaded_with_its_kernel_and_is_no_download(
     admin = MagicMock()
     admin.image.create_image.side_effect = lambda name, **_: MagicMock(id=f"id of {name}")
     monkeypatch.setattr(nova, "cloud", MagicMock(return_value=admin))
-    for _, _, file, _ in nova.IMAGE_PARTS:
-        machine.put(nova.HOME / "images" / file)
+    for image in nova.IMAGES.values():
+        for _, _, file, _ in image.parts:
+            machine.put(nova.HOME / image.folder / file)
     nova.fetch_image(debian)
     nova.upload_image(debian)
     made = {call.kwargs["name"]: call.kwargs for call in admin.image.create_image.call_args_list}

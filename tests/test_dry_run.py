@@ -48,8 +48,8 @@ def dry_run(runnable: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 def lines(said: str) -> list[str]:
     """What a shell would do with it: without comments, what commands read, waiting, and what only a shell needs."""
     said = re.sub(r" <<END\n.*?\nEND$", "", said, flags=re.M | re.S)
-    own = ("#", "until ", "exec unshare ", ". ", *(f"{name}=$(" for name in nova.SECRETS))
-    return [re.sub(r"^([A-Z_]+=\S* )+", "", line) for line in said.splitlines() if line and not line.startswith(own)]
+    own = ("#", "until ", "exec unshare ", "enter() ", ". ", *(f"{name}=$(" for name in nova.SECRETS))
+    return [re.sub(r"^([A-Z_]+=\S* )*(enter )?", "", line) for line in said.splitlines() if line and not line.startswith(own)]
 
 
 @pytest.mark.parametrize("verb", CHANGING)

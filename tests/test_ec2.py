@@ -8,9 +8,6 @@ import pytest
 import nova
 
 from .conftest import Machine
-from .test_volumes import TABLES, added
-
-ROWS = {"ec2", "('ec2api',)", "conf/ec2api.conf.tmpl", "conf/ec2-paste.ini.tmpl", "conf/ec2_auth.py"}
 
 
 def test_without_volumes_it_is_refused() -> None:
@@ -20,18 +17,20 @@ def test_without_volumes_it_is_refused() -> None:
 
 
 def test_what_it_brings(cfg: nova.Settings) -> None:
-    assert added(nova.replace(cfg, USE_EC2=True), cfg) == ROWS
-    names = [row[0] for name in TABLES for row in nova.rows(cfg, getattr(nova, name))]
-    assert [name for name in names if "ec2" in str(name)] == []
+    assert nova.services(nova.replace(cfg, USE_EC2=True)).keys() - nova.services(cfg).keys() == {"ec2"}
+    others = [each for name, each in nova.SERVICES.items() if name != "ec2"]
+    assert [each for each in others if "ec2" in str(each)] == []
 
 
 def test_it_has_an_environment_of_its_own(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[tuple[object, ...]] = []
-    monkeypatch.setattr(nova, "uv", lambda *words: done.append((words[0], *(word for word in words if isinstance(word, Path)))))
+    monkeypatch.setattr(
+        nova, "uv", lambda *words, **_: done.append((words[0], *(word for word in words if isinstance(word, Path))))
+    )
     monkeypatch.setattr(nova, "compile_python", lambda *folders: done.append(("compile", *folders)))
     for place in (nova.ENV, nova.EC2):
         (place / "lib/python3.11/site-packages").mkdir(parents=True)
-    lists = nova.STATE / "cache/cloud.txt"
+    lists = nova.STATE / "cache/env.txt"
     nova.add_group("volumes", nova.ENV)
     assert done == [("export", lists), ("pip", nova.ENV, lists), ("compile", nova.ENV / "lib/python3.11/site-packages")]
     done.clear()
@@ -42,7 +41,6 @@ def test_it_has_an_environment_of_its_own(machine: Machine, monkeypatch: pytest.
 
 
 def test_its_database_is_made_by_its_own_environment(cfg: nova.Settings) -> None:
-    ((names, (command,)),) = [row for row in nova.DATABASES if "ec2api" in row[0]]
-    assert names == ("ec2api",)
-    program = nova.render(command, cfg).split()[0]
+    assert nova.SERVICES["ec2"].databases == ["ec2api"]
+    program = nova.render(nova.SERVICES["ec2"].fill[0], cfg).split()[0]
     assert nova.ENV / "bin" / program == nova.EC2 / "bin/ec2-api-manage"

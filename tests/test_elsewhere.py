@@ -23,7 +23,6 @@ def chosen(cfg: nova.Settings, **paths: str) -> nova.Settings:
         ("/srv/file/below", "/srv/file is not a folder"),
         ("{DIR}/disks", "it and {DIR} must lie beside each other; leave it empty for a folder in {DIR}"),
         ("{DIR}", "it and {DIR} must lie beside each other; leave it empty for a folder in {DIR}"),
-        ("/var/lib/libvirt/disks", "it and /var/lib/libvirt must lie beside each other; leave it empty for a folder in {DIR}"),
         ("/run/nova.py", "it and /run/nova.py must lie beside each other; leave it empty for a folder in {DIR}"),
     ],
 )

@@ -7,6 +7,7 @@ import logging
 import os
 import pty
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -415,7 +416,9 @@ def test_a_mode_does_not_depend_on_the_umask(tmp_path: Path) -> None:
 # ---- The command line ----
 
 
-@pytest.mark.parametrize("verb", [v for v in VERBS if v not in ("branch", "install", "run", "run_detached", "uninstall")])
+@pytest.mark.parametrize(
+    "verb", [v for v in VERBS if v not in ("branch", "install", "run", "run_detached", "shell", "uninstall")]
+)
 def test_a_folder_without_a_cloud_is_left_alone(
     machine: Machine, capsys: pytest.CaptureFixture[str], tmp_path: Path, verb: str
 ) -> None:

@@ -172,7 +172,7 @@ def test_a_url_that_is_not_there_is_told(cfg: nova.Settings, url: str) -> None:
 def test_the_image_is_uploaded_in_its_format(cfg: nova.Settings, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     admin, sent = MagicMock(), []
     monkeypatch.setattr(nova, "cloud", MagicMock(return_value=admin))
-    monkeypatch.setattr(nova, "IMAGE_PARTS", ())
+    monkeypatch.setattr(nova, "IMAGES", {})
     cfg = fetched(cfg, url)
     admin.image.create_image.side_effect = lambda name, data, **_: sent.append(data.read())
     nova.upload_image(cfg)

@@ -63,10 +63,11 @@ def failure(function: Callable[..., object], *arguments: object) -> str:
 def test_start_starts_what_run_started_and_neither_empties_nor_fills_anything(up: Machine) -> None:
     before = {path: path.read_bytes() for path in (nova.STATE / "passwords.json", nova.STATE / "settings.json", nova.KEPT)}
     data = up.put(nova.STATE / "databases/mysql/ibdata1", "data")
-    ended = [up.put(nova.HOME / name, "old") for name in ("state/rabbit/mnesia/nova", "state/libvirt/run/qemu/1.pid")]
+    ended = [up.put(nova.HOME / name, "old") for name in ("state/rabbit/mnesia/nova", "state/root/run/libvirt/qemu/1.pid")]
     assert nova.main(["start", folder(up)]) == 0
     calls = up.transcript()
-    windows = [name for name in nova.SERVICES if name not in set().union(*nova.ONLY_WITH.values())]
+    waves = ("preload", "infrastructure", "control", "workers", "compute")
+    windows = [window.name for wave in waves for window in nova.windows(nova.Settings(USE_KSM=False), wave)]
     assert re.findall(r"'screen -t (\S+) sh", calls) == windows
     assert calls.count("ovsdb-tool create") == 1 and "ovs/conf.db" in calls
     assert "nft -f" in calls and "ip address replace 10.6.0.1/27 dev br-ex" in calls
@@ -190,21 +191,21 @@ def test_stop_ends_openstack_then_the_guests_then_what_both_stood_on(
     (nova.STATE / "run/up").touch()
     monkeypatch.setattr(nova, "processes", lambda: [MagicMock()])
     monkeypatch.setattr(nova, "in_the_making", lambda cfg: ended.append((nova.STATE / "run/up").exists()))
-    monkeypatch.setattr(nova, "end_windows", lambda services, seconds: ended.append(services))
+    monkeypatch.setattr(nova, "end_windows", lambda those, seconds: ended.append({window.wave for window in those}))
     monkeypatch.setattr(nova, "end_processes", lambda those, seconds: None)
     machine.fake("virsh", "case $3 in list) [ -e /dev/null/x ] || echo a-guest;; shutdown) echo >/dev/null;; esac")
     looks = iter([{"a-guest"}, {"a-guest"}, set[str]()])
     monkeypatch.setattr(nova, "running_guests", lambda cfg: ended.append("look") or next(looks))
     nova.record("ip", "link", "delete", "br-ex")
-    machine.put(nova.STATE / "libvirt/etc/qemu/instance-1.xml")
+    machine.put(nova.DOMAINS / "qemu/instance-1.xml")
     machine.fake("ip")
     nova.stop(kept)
-    assert ended[:2] == [False, nova.OPENSTACK]
-    assert ended[2:5] == ["look", "look", "look"] and ended[-1] == nova.PRELOAD + nova.SERVERS
+    assert ended[:2] == [False, {*nova.OPENSTACK}]
+    assert ended[2:5] == ["look", "look", "look"] and ended[-1] == {"preload", "infrastructure"}
     assert [line for line in machine.called() if not line.startswith(("screen", "rm"))] == [
         "virsh --connect qemu:///system shutdown a-guest", "ip link delete br-ex",
     ]  # fmt: skip
-    assert nova.KEPT.exists() and (nova.STATE / "libvirt/etc/qemu/instance-1.xml").exists()
+    assert nova.KEPT.exists() and (nova.DOMAINS / "qemu/instance-1.xml").exists()
 
 
 def test_what_would_delete_a_kept_clouds_disks_stays_on_record_for_scrub(kept: nova.Settings, machine: Machine) -> None:
@@ -340,7 +341,7 @@ def test_nothing_is_said_where_there_is_nothing(kept: nova.Settings, capsys: pyt
 
 def test_databases_that_do_not_tell_stop_nothing(filled: nova.Settings, machine: Machine) -> None:
     machine.fake("mariadb", "exit 1")
-    machine.put(nova.STATE / "libvirt/etc/qemu/instance-00000001.xml")
+    machine.put(nova.DOMAINS / "qemu/instance-00000001.xml")
     assert nova.what_it_has(filled) == {"instances": ["instance-00000001"]}
 
 

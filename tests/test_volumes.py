@@ -2,7 +2,6 @@
 """Volumes on the faked machine: refused or made, as files or by LVM, and deleted."""
 
 import re
-from pathlib import Path
 from unittest.mock import MagicMock
 
 import pytest
@@ -28,13 +27,9 @@ def can_lvm(machine: Machine) -> None:
     machine.put("/sys/module/iscsi_tcp/version")
 
 
-def asked_for(cfg: nova.Settings) -> list[str]:
-    """The first columns of all rows, and the packages, that these settings ask for."""
-    return [str(row[0]) for name in TABLES for row in nova.rows(cfg, getattr(nova, name))] + sorted(nova.packages(cfg))
-
-
 def added(cfg: nova.Settings, to: nova.Settings) -> set[str]:
-    return set(asked_for(cfg)) - set(asked_for(to))
+    """The services that the one has and the other has not."""
+    return nova.services(cfg).keys() - nova.services(to).keys()
 
 
 # ---- Refused ----
@@ -67,34 +62,29 @@ def test_a_machine_without_loop_devices_is_told_so(volumes: nova.Settings, machi
 
 
 def test_without_volumes_nothing_of_cinder_is_there(cfg: nova.Settings) -> None:
-    names = [Path(name).name for name in asked_for(cfg)]
+    for name in added(nova.replace(cfg, VOLUMES_SIZE="10"), cfg):
+        assert name not in nova.services(cfg)
+    names = [name for service in nova.services(cfg).values() for name in (*service.folders, *service.files, *service.packages)]
     assert [name for name in names if re.search("cinder|volume|nfs|tgt|iscsi", name)] == []
 
 
 def test_volumes_as_files(volumes: nova.Settings, cfg: nova.Settings) -> None:
     assert not volumes.VOLUMES_LVM
-    windows = {"volume-api", "volume-sched", "volume", "volume-backup"}
-    rest = {
-        "state/cinder",
-        "state/volumes",
-        "conf/cinder.conf.tmpl",
-        "conf/rootwrap.conf.tmpl",
-        "conf/cinder_files.py",
-        "conf/cinder-files.yaml",
-        "('cinder',)",
-        "cinder",
-        "volumes",
-    }
-    assert added(volumes, cfg) == windows | rest | {"nfs-common", "cryptsetup-bin"}
+    assert added(volumes, cfg) == {"cinder"}
+    assert [window.name for window in nova.SERVICES["cinder"].windows] == [
+        "volume-api",
+        "volume-sched",
+        "volume",
+        "volume-backup",
+    ]
 
 
 @pytest.mark.usefixtures("can_lvm")
 def test_volumes_by_lvm(volumes: nova.Settings, cfg: nova.Settings) -> None:
     assert volumes.VOLUMES_LVM
     assert not cfg.VOLUMES_LVM
-    folder = str(nova.PRIVATE_FOLDERS[-1][0])
-    packages = {"nfs-common", "lvm2", "tgt", "open-iscsi"}
-    assert {folder, "conf/targets.conf.tmpl", "tgt", "iscsi"} | packages < added(volumes, cfg)
+    assert added(volumes, cfg) == {"cinder", "lvm"}
+    assert {"lvm2", "tgt", "open-iscsi"} == {*nova.SERVICES["lvm"].packages}
 
 
 @pytest.mark.usefixtures("can_lvm")
@@ -209,4 +199,4 @@ def test_terminate_deletes_volumes_and_waits_until_they_are_gone(cfg: nova.Setti
 
 
 def test_a_new_cloud_begins_without_volumes() -> None:
-    assert {"state/cinder", "state/volumes"} <= set(nova.EMPTIED)
+    assert {"state/cinder", "state/volumes"} <= {*nova.SERVICES["cinder"].emptied}
