@@ -1955,7 +1955,7 @@ def uv(*words: object, env: Mapping[str, str] = {}, hint: str = NETWORK, outside
 
 def site_packages(place: Path) -> Path:
     """Where an environment's modules are."""
-    return next(place.glob("lib/python3*/site-packages"), place / "lib/python3/site-packages")
+    return next(place.glob("lib/python3*/site-packages"), place / "lib/python3.13/site-packages")
 
 
 def compile_python(*folders: Path) -> None:
@@ -3338,14 +3338,8 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGINT, interrupt)
     log.setLevel(logging.DEBUG)
     log.addHandler(logging.StreamHandler() if "-v" in ARGUMENTS else logging.NullHandler())
-    verb, *rest = [a for a in arguments if a not in FLAGS]
-    options = sorted({word for word in rest if word in OPTIONS.get(verb, ())})
-    rest = [word for word in rest if word not in options]
+    verb, rest, options = understood(arguments)
     most = {"branch": 2, "settings": 0}.get(verb, 1)
-    if verb == "shell":
-        behind = arguments[arguments.index("shell") + 1 :]
-        rest = behind[:1] if behind and Path(behind[0], "state").is_dir() else []
-        options = behind[len(rest) :]
     try:
         strange = len(rest) > most or any(word.startswith("-") or not word for word in rest)
         refuse_if(strange, f"{verb} does not take {' '.join(rest)}; see: python3 nova.py --help")
@@ -3375,6 +3369,17 @@ def main(arguments: list[str]) -> int:
         running = f"{len(found)} processes of the cloud run; clean ends them" if (found := processes()) else "no service runs"
         print(f"\nnova.py: interrupted; {running}. {verb} can be called again.", file=sys.stderr)
         return 130
+
+
+def understood(arguments: list[str]) -> tuple[str, list[str], list[str]]:
+    """The verb, its arguments, and its options; of shell, DIR, if the first word is one that has a cloud, and the command."""
+    verb, *rest = [word for word in arguments if word not in FLAGS]
+    if verb == "shell":
+        behind = arguments[arguments.index("shell") + 1 :]
+        folder = 1 if behind and Path(behind[0], "state").is_dir() else 0
+        return verb, behind[:folder], behind[folder:]
+    options = sorted({word for word in rest if word in OPTIONS.get(verb, ())})
+    return verb, [word for word in rest if word not in options], options
 
 
 def prepare_folder(cfg: Settings, verb: str) -> None:

@@ -154,7 +154,7 @@ def test_without_it_nothing_is_asked_for(cfg: nova.Settings, fake: Fake, machine
 
 
 def test_its_window_is_there_where_the_kernel_can(cfg: nova.Settings, kernel: Path) -> None:
-    windows = lambda: [service.window for service in nova.rows(cfg, tuple(nova.SERVICES.values()))]
+    windows = lambda: [window.name for window in nova.windows(cfg)]
     assert windows()[-1] == "ksm"
     (kernel / "run").unlink()
     assert "ksm" not in windows()

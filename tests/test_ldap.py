@@ -17,17 +17,11 @@ from .conftest import Machine
 
 SLAPD = {"USE_LDAP": "1"}
 YOURS = {"USE_LDAP": "1", "LDAP_URL": "ldap://directory.example:1389", "LDAP_PASSWORD": "the-managers-own"}
-FILES = "conf/keystone.ldap.conf.tmpl", "conf/tree.ldif.tmpl", "conf/demorc.tmpl"
-
-
-def asked_for(cfg: nova.Settings) -> set[str]:
-    """The first columns of all rows, and the packages, that these settings ask for."""
-    tables = (nova.FOLDERS, nova.CONFIG_FILES, nova.SERVERS, nova.CONTROL, nova.MODULES)
-    return {str(row[0]) for row in nova.rows(cfg, *tables)} | nova.packages(cfg)
 
 
 def added(environ: dict[str, str]) -> set[str]:
-    return asked_for(nova.settings_from(environ)) - asked_for(nova.settings_from({}))
+    """The services that these settings ask for beside those of every cloud."""
+    return nova.services(nova.settings_from(environ)).keys() - nova.services(nova.settings_from({})).keys()
 
 
 @pytest.fixture
@@ -43,18 +37,16 @@ def opendj(machine: Machine) -> dict[str, str]:
 
 
 def test_a_directory_of_ours_is_a_slapd() -> None:
-    packages = {"slapd", "ldap-utils", "python3-ldap", "python3-ldappool", "python3-pyasn1", "ca-certificates", "libldap-common"}
-    assert added(SLAPD) == {"ldap", "state/ldap", "conf/slapd.conf.tmpl", "state/conf/domains", *FILES} | packages
+    assert added(SLAPD) == {"directory", "slapd"}
 
 
 def test_a_directory_that_is_there_needs_no_server() -> None:
-    assert added(SLAPD) - added(YOURS) == {"slapd", "ldap", "state/ldap", "conf/slapd.conf.tmpl"}
-    assert added(YOURS) < added(SLAPD)
+    assert added(YOURS) == {"directory"}
+    assert nova.SERVICES["directory"].windows == []
 
 
 def test_opendj_takes_slapds_place(opendj: dict[str, str]) -> None:
-    assert added(opendj) - added(YOURS) == {"opendj", "conf/opendj.tmpl", "default-jre-headless", "unzip"}
-    assert added(YOURS) < added(opendj)
+    assert added(opendj) == {"directory", "opendj"}
 
 
 def test_keystone_asks_the_directory_that_was_chosen(opendj: dict[str, str]) -> None:
@@ -62,17 +54,6 @@ def test_keystone_asks_the_directory_that_was_chosen(opendj: dict[str, str]) -> 
     assert servers == ["ldap://127.0.0.1:33890", YOURS["LDAP_URL"], "ldap://127.0.0.1:33890"]
     domains = [nova.values(nova.settings_from(each))["HAS_DIRECTORY"] for each in ({}, SLAPD, YOURS, opendj)]
     assert domains == ["False", "True", "True", "True"]
-
-
-def test_openstack_sees_the_distributions_ldap_only_where_it_is_asked_for(cfg: nova.Settings, machine: Machine) -> None:
-    (nova.ENV / "lib/python3.11/site-packages").mkdir(parents=True)
-    for name in ("libvirt.py", "ldap/__init__.py", "_ldap.so", "ldif.py", "pyasn1_modules/__init__.py", "yaml.py"):
-        machine.put(f"/usr/lib/python3/dist-packages/{name}")
-    seen = {}
-    for each in (cfg, nova.replace(cfg, USE_LDAP=True), cfg):
-        nova.link_modules(each)
-        seen[each.USE_LDAP] = {path.name for path in (nova.STATE / "python3").iterdir()}
-    assert seen == {False: {"libvirt.py"}, True: {"libvirt.py", "ldap", "_ldap.so", "ldif.py", "pyasn1_modules"}}
 
 
 # ---- Refused ----

@@ -107,7 +107,7 @@ def test_private_is_as_its_manager_promises(
     assert (subnet["cidr"], subnet["is_dhcp_enabled"]) == ("10.0.0.0/24", dhcp)
     assert subnet["allocation_pools"] == [{"start": "10.0.0.2", "end": "10.0.0.253"}], "the last is this machine's own"
     assert nova.values(cfg)["CONFIG_DRIVE"] == str(not dhcp)
-    assert "genisoimage" in nova.packages(cfg)  # whoever asks for a config drive has one
+    assert "genisoimage" in nova.services(cfg)["nova"].packages  # whoever asks for a config drive has one
 
 
 def test_ipv6_subnets_come_with_their_route(cfg: nova.Settings, network: MagicMock, machine: Machine) -> None:

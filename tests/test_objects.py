@@ -3,7 +3,6 @@
 
 import os
 import re
-from pathlib import Path
 
 import pytest
 
@@ -22,19 +21,15 @@ def objects(cfg: nova.Settings) -> nova.Settings:
     return chosen
 
 
-def asked_for(cfg: nova.Settings) -> list[str]:
-    return [str(row[0]) for name in TABLES for row in nova.rows(cfg, getattr(nova, name))]
-
-
 def rendered(cfg: nova.Settings, name: str) -> str:
     return nova.render((nova.HERE / "conf" / name).read_text(), cfg)
 
 
 def test_without_objects_nothing_of_swift_is_there(cfg: nova.Settings, objects: nova.Settings) -> None:
-    added = set(asked_for(objects)) - set(asked_for(cfg))
-    assert [name for name in asked_for(cfg) if re.search("swift|object", Path(name).name)] == []
-    assert added == nova.ONLY_WITH["USE_SWIFT"]
-    assert nova.packages(objects) == nova.packages(cfg)
+    assert nova.services(objects).keys() - nova.services(cfg).keys() == {"swift"}
+    found = [str((each.folders, each.files, each.window)) for each in nova.services(cfg).values()]
+    assert [text for text in found if re.search("swift|object", text)] == []
+    assert nova.SERVICES["swift"].packages == {}
 
 
 def test_a_file_system_without_extended_attributes_is_refused(
@@ -73,7 +68,7 @@ def test_the_port_behind_the_proxy_is_guarded(objects: nova.Settings, cfg: nova.
 
 
 def test_clients_find_each_projects_account_where_the_proxy_listens(objects: nova.Settings) -> None:
-    url = next(url for name, _, url in nova.ENDPOINTS if name == "swift")
+    _, url = nova.SERVICES["swift"].endpoint
     assert nova.render(url, objects) == "http://192.0.2.10:3333/v1/AUTH_$(project_id)s"
     assert 'export S3_URL="http://192.0.2.10:3333/"\n' in nova.render((nova.HERE / "novarc.tmpl").read_text(), objects)
     assert "\nbind_ip = 192.0.2.10\nbind_port = 3333\n" in rendered(objects, "swift-proxy.conf.tmpl")
@@ -85,4 +80,4 @@ def test_swifts_processes_are_their_users(objects: nova.Settings) -> None:
 
 
 def test_a_new_cloud_begins_without_objects() -> None:
-    assert "state/swift" in nova.EMPTIED
+    assert "state/swift" in nova.SERVICES["swift"].emptied

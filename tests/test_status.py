@@ -116,4 +116,4 @@ def test_a_window_and_its_processes(cfg: nova.Settings, machine: Machine, real: 
 
 def seen(*ours: int) -> dict[str, Any]:
     """What status says of the window glance, where these processes are the cloud's."""
-    return nova.window_state(nova.SERVICES["glance"], {*ours})
+    return nova.window_state(nova.WINDOWS["glance"], {*ours})

@@ -13,7 +13,7 @@ import pytest
 import nova
 
 FUNCTION = 40
-LONGER = {"smoke_test", "make_tool_environment"}  # recipes
+LONGER = {"smoke_test"}  # a recipe
 HERE = nova.HERE
 SOURCE = (HERE / "nova.py").read_text()
 TREE = ast.parse(SOURCE)
@@ -38,8 +38,8 @@ def run(real: Callable[[str], str]) -> Run:
 @pytest.mark.parametrize(
     "words",
     [
-        ["-m", "ruff", "check", "--no-cache", "nova.py", "conf", "bench", "docs", "tests"],
-        ["-m", "ruff", "format", "--check", "--no-cache", "nova.py", "conf", "bench", "docs", "tests"],
+        ["-m", "ruff", "check", "--no-cache", "nova.py", "conf", "libexec", "bench", "docs", "tests"],
+        ["-m", "ruff", "format", "--check", "--no-cache", "nova.py", "conf", "libexec", "bench", "docs", "tests"],
         ["-m", "mypy"],
     ],
     ids=["ruff", "ruff format", "mypy"],
@@ -49,7 +49,9 @@ def test_linters(run: Run, words: list[str]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("name", ["conf/keep", "tests/run", ".ci/run"])
+@pytest.mark.parametrize(
+    "name", ["conf/keep", "libexec/make-root", "libexec/make-tool", "libexec/inventory", "tests/run", ".ci/run"]
+)
 def test_shell_scripts_are_valid(run: Run, name: str) -> None:
     first = (HERE / name).read_text().splitlines()[0]
     assert first in ("#!/bin/sh", "#!/bin/bash")
@@ -78,8 +80,8 @@ def test_nothing_sleeps_but_wait_for() -> None:
 
 def test_nothing_starts_commands_but_the_wrapper_and_what_it_cannot_do() -> None:
     users = {f.name for f in FUNCTIONS if calls_of(f, "sh.Command")}
-    assert users == {"command", "run"}
-    assert {f.name for f in FUNCTIONS if calls_of(f, "subprocess.run")} == {"make_tool_environment"}
+    assert users == {"command", "attach"}
+    assert {f.name for f in FUNCTIONS if calls_of(f, "subprocess.run")} == {"bootstrap"}
 
 
 def test_nothing_goes_through_a_shell() -> None:
@@ -122,7 +124,7 @@ def test_readmes_table_of_settings_is_the_codes() -> None:
 
 @pytest.mark.skipif(not README, reason="no README.md")
 def test_readme_names_every_window() -> None:
-    assert [window for window in nova.SERVICES if not re.search(rf"(?<![\w-]){window}(?![\w-])", README)] == []
+    assert [window for window in nova.WINDOWS if not re.search(rf"(?<![\w-]){window}(?![\w-])", README)] == []
 
 
 # ---- What must stand nowhere ----

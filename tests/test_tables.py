@@ -11,15 +11,19 @@ import pytest
 
 import nova
 
-from .conftest import Machine
+from .test_fetch_release import program
 
 HERE = nova.HERE
 LOCK = tomllib.loads((HERE / "uv.lock").read_text())
 PROJECT = tomllib.loads((HERE / "pyproject.toml").read_text())
-PACKAGES = tomllib.loads((HERE / "conf/packages.toml").read_text())
-SERVICES = list(nova.SERVICES.values())
+SERVICES = nova.SERVICES
+WINDOWS = list(nova.WINDOWS.values())
+FILES = [(name, *row) for service in SERVICES.values() for name, row in service.files.items()]
+FOLDERS = [row for service in SERVICES.values() for row in service.folders.items()]
+FILL = [command for service in SERVICES.values() for command in service.fill]
+DATABASES = [name for service in SERVICES.values() for name in service.databases]
+GROUPS = [service.group for service in SERVICES.values() if service.group]
 BIND = r"^(?:bind_ip|ec2api_listen) = (\S+)\n(?:bind|ec2api_listen)_port = (\d+)$"
-USERS = {nova.USER, nova.PRIVSEP, nova.DISKS, nova.GUEST_USER, nova.ROOT}
 
 
 @pytest.fixture
@@ -33,57 +37,71 @@ def made(cfg: nova.Settings) -> nova.Settings:
 
 
 def test_windows_are_named_once_shortly_and_as_files_can_be() -> None:
-    names = [s.window for s in SERVICES]
+    names = [window.name for service in SERVICES.values() for window in service.windows]
     assert len(set(names)) == len(names)
     assert [n for n in names if not re.fullmatch(r"[a-z][a-z0-9-]{0,13}", n)] == []
 
 
 def test_no_window_is_named_as_the_window_for_trying() -> None:
-    assert "test" not in {s.window for s in SERVICES}
+    assert "test" not in nova.WINDOWS
 
 
-@pytest.mark.parametrize("service", SERVICES, ids=lambda s: s.window)
-def test_a_service_is_a_command_of_a_known_user(service: nova.Service, made: nova.Settings) -> None:
-    words = shlex.split(nova.render(service.command, made))
-    assert service.user in USERS
+@pytest.mark.parametrize("window", WINDOWS, ids=lambda w: w.name)
+def test_a_window_is_a_command_of_a_known_user_in_a_known_wave(window: nova.Window, made: nova.Settings) -> None:
+    words = shlex.split(nova.render(window.command, made))
+    assert window.user in nova.USERS
+    assert window.wave in ("preload", "infrastructure", *nova.OPENSTACK, "last")
+    assert window.preload in ("", "any", "net", "nova")
     assert [w for w in words if "$" in w] == []
     assert re.fullmatch(r"(/usr/lib/\S+/)?[a-z][a-z-]+", words[0])
 
 
-@pytest.mark.parametrize("service", [s for s in SERVICES if s.answers], ids=lambda s: s.window)
-def test_what_answers_is_a_url_a_port_a_socket_or_a_queue(service: nova.Service, made: nova.Settings) -> None:
-    place = nova.render(service.answers, made)
+@pytest.mark.parametrize("window", [w for w in WINDOWS if w.ready], ids=lambda w: w.name)
+def test_what_answers_is_a_url_a_port_a_socket_or_a_queue(window: nova.Window, made: nova.Settings) -> None:
+    place = nova.render(window.ready, made)
     assert re.fullmatch(r"http://[\d.]+:\d+/\S*|[\d.]+:\d+|/\S+|amqp:\S+", place)
     if place.startswith("http"):  # it is asked where it listens: its command says so, or the file that it names
-        files = [HERE / row[0] for row in nova.CONFIG_FILES if f"$CONF/{row[1].name}" in service.command.split()]
+        files = [HERE / name for name, path, *_ in FILES if path in window.command.split()]
         bound = [":".join(both) for file in files for both in re.findall(BIND, nova.render(file.read_text(), made), re.M)]
-        assert place.split("/")[2] in shlex.split(nova.render(service.command, made)) + bound
+        assert place.split("/")[2] in shlex.split(nova.render(window.command, made)) + bound
 
 
 def test_no_port_is_used_twice(made: nova.Settings) -> None:
     own = [str(v) for k, v in nova.PATHS.items() if k.endswith("_PORT")]
-    listens = [m for s in SERVICES for m in re.findall(r" [\d.]+:(\d+) ", nova.render(s.command, made))]
+    listens = [m for w in WINDOWS for m in re.findall(r" [\d.]+:(\d+) ", nova.render(w.command, made))]
     assert len(listens) >= 6
     assert sorted({*own, *listens}) == sorted(own + listens)
 
 
-def test_every_api_of_the_catalog_is_a_service(made: nova.Settings) -> None:
-    listens = {s.answers.split("/")[2] for s in SERVICES if s.answers.startswith("http")}
-    assert {url.split("/")[2] for _, _, url in nova.ENDPOINTS} < listens
+def test_every_api_of_the_catalog_is_a_window(made: nova.Settings) -> None:
+    listens = {w.ready.split("/")[2] for w in WINDOWS if w.ready.startswith("http")}
+    assert {service.endpoint[1].split("/")[2] for service in SERVICES.values() if service.endpoint[0]} < listens
 
 
 def test_keystone_answers_where_clients_are_sent() -> None:
-    assert nova.SERVICES["keystone"].answers == "http://$HOST_IP:5000/v3"
+    assert nova.WINDOWS["keystone"].ready == "http://$HOST_IP:5000/v3"
 
 
-def test_the_services_are_in_the_order_in_which_they_are_started() -> None:
-    assert tuple(SERVICES) == nova.PRELOAD + nova.SERVERS + nova.OPENSTACK + nova.MERGER
+def test_what_a_service_has_is_asked_for_by_a_setting(cfg: nova.Settings) -> None:
+    assert [nova.asked_for(cfg, each.asked_for_by) for each in SERVICES.values() if each.asked_for_by].count(True) <= 1  # KSM
 
 
-# ---- Databases, endpoints, flavors, images ----
+def test_every_service_says_why_and_has_something() -> None:
+    assert [name for name, each in SERVICES.items() if len(each.why) < 5] == []
+    assert [name for name, each in SERVICES.items() if each == nova.Service(each.why, each.asked_for_by)] == []
 
 
-@pytest.mark.parametrize("command", [c for _, commands in nova.DATABASES for c in commands])
+def test_packages_have_a_name_a_reason_and_one_place() -> None:
+    names = [name for service in SERVICES.values() for name in service.packages]
+    assert len(set(names)) == len(names)
+    assert [n for n in names if not re.fullmatch(r"[a-z0-9][a-z0-9+.-]+", n)] == []
+    assert [why for service in SERVICES.values() for why in service.packages.values() if len(why) < 5] == []
+
+
+# ---- Databases, flavors, accounts, images ----
+
+
+@pytest.mark.parametrize("command", FILL)
 def test_a_database_command_renders(command: str, made: nova.Settings) -> None:
     words = shlex.split(nova.render(command, made))
     assert words[2 if words[0] == f"{nova.CONF}/fork" else 0].endswith(("-manage", "/map-host"))
@@ -91,11 +109,10 @@ def test_a_database_command_renders(command: str, made: nova.Settings) -> None:
 
 
 def test_no_database_is_made_twice_and_each_is_named_in_a_template() -> None:
-    names = [name for names, _ in nova.DATABASES for name in names]
-    assert len(set(names)) == len(names)
-    texts = "".join((HERE / row[0]).read_text() for row in nova.CONFIG_FILES) + str(nova.DATABASES)
+    assert len(set(DATABASES)) == len(DATABASES)
+    texts = "".join((HERE / name).read_text() for name, *_ in FILES) + str(FILL)
     ways = ("@localhost/NAME?", "$DATABASE/NAME?$QUERY", "$CELL/NAME?{query}")
-    assert [name for name in names if not any(way.replace("NAME", name) in texts for way in ways)] == []
+    assert [name for name in DATABASES if not any(way.replace("NAME", name) in texts for way in ways)] == []
 
 
 def test_flavors_are_those_of_nova_sh_and_then_those_that_clients_expect() -> None:
@@ -116,7 +133,7 @@ def test_accounts_have_roles_of_keystone_and_projects_of_their_own() -> None:
 
 def test_an_image_names_only_parts_that_stand_above_it() -> None:
     above: set[str] = set()
-    for name, form, _, properties in nova.IMAGE_PARTS:
+    for name, form, _, properties in [part for image in nova.IMAGES.values() for part in image.parts]:
         assert form in ("aki", "ari", "ami", "qcow2")
         assert {v for k, v in properties.items() if k.endswith("_id")} <= above
         above.add(name)
@@ -125,32 +142,30 @@ def test_an_image_names_only_parts_that_stand_above_it() -> None:
 # ---- Folders and files ----
 
 
-def test_every_template_is_in_the_table_and_there() -> None:
+def test_every_template_is_of_a_service_and_there() -> None:
     files = {str(p.relative_to(HERE)) for p in [*HERE.glob("*.tmpl"), *HERE.glob("conf/*.tmpl")]}
-    rows = [row[0] for row in nova.CONFIG_FILES if row[0].endswith(".tmpl")]
-    assert all((HERE / row[0]).is_file() for row in nova.CONFIG_FILES)
+    assert all((HERE / name).is_file() for name, *_ in FILES)
     elsewhere = set(re.findall(r'HERE / "(conf/\S+\.tmpl)"', (HERE / "nova.py").read_text()))
-    assert {*rows, *elsewhere} == files
+    assert {*(name for name, *_ in FILES if name.endswith(".tmpl")), *elsewhere} == files
 
 
 def test_no_file_is_written_twice_and_owners_are_known() -> None:
-    paths = [path for _, path, _, _ in nova.CONFIG_FILES]
+    paths = [path for _, path, *_ in FILES]
     assert len(set(paths)) == len(paths)
-    assert {owner for _, _, _, owner in nova.CONFIG_FILES} <= USERS | {"caller"}
+    assert {owner for *_, owner in FILES} <= {*nova.USERS}
 
 
 def test_folders_are_named_once_below_dir_and_owners_are_known() -> None:
-    names = [name for name, _ in nova.FOLDERS]
+    names = [name for name, _ in FOLDERS]
     assert len(set(names)) == len(names)
     assert [n for n in names if Path(n).is_absolute() or ".." in n] == []
-    assert {owner for _, owner in nova.FOLDERS} <= USERS
+    assert {owner for _, owner in FOLDERS} <= {*nova.USERS}
 
 
-def test_libvirts_folders_are_private_ones_of_the_cloud() -> None:
-    assert all(own.startswith("state/") for _, own in nova.PRIVATE_FOLDERS)
-    machines = {str(machine) for machine, _ in nova.PRIVATE_FOLDERS}
-    written = [row[1] for row in nova.CONFIG_FILES if not row[1].is_relative_to(nova.HOME)]
-    assert all(machines & {str(folder) for folder in path.parents} for path in written)
+def test_what_nova_py_keeps_beside_the_tree_is_known(cfg: nova.Settings) -> None:
+    tops = {Path(name).parts[0] for name, _ in FOLDERS}
+    tops |= {Path(path).name for _, path, *_ in FILES if path.startswith("$HOME/")}
+    assert tops == nova.OWN
 
 
 REASONS = [word for row in nova.IMPOSSIBLE for word in row[:2] if word] + [row[0] for row in nova.NEEDED]
@@ -171,32 +186,6 @@ def test_the_default_is_not_refused(made: nova.Settings) -> None:
     assert [row for row in nova.NEEDED if nova.asked_for(made, row[0])] == []
 
 
-# ---- packages.toml ----
-
-
-def test_packages_are_known_for_the_distributions_promised() -> None:
-    assert set(PACKAGES) == {"packages", "only_with", "sources", "distributions"}
-    assert set(PACKAGES["sources"]) <= {kind for _, kind in nova.SOURCES}
-    assert set(PACKAGES["only_with"]) <= set(nova.ONLY_WITH)
-    assert set(PACKAGES["distributions"]) == {"debian-12", "debian-13", "ubuntu-24.04"}
-
-
-def test_packages_have_a_name_and_a_reason() -> None:
-    tables = [PACKAGES["packages"], *PACKAGES["only_with"].values(), *PACKAGES["sources"].values()]
-    for table in tables:
-        assert [n for n in table if not re.fullmatch(r"[a-z0-9][a-z0-9+.-]+", n)] == []
-        assert [n for n, why in table.items() if len(why) < 5] == []
-    assert all(not set(table) & set(PACKAGES["packages"]) for table in tables[1:])
-
-
-@pytest.mark.parametrize("name", PACKAGES["distributions"])
-def test_a_distribution_has_a_kernel_for_the_image(name: str, machine: Machine) -> None:
-    machine.release = dict(zip(("ID", "VERSION_ID"), name.split("-"), strict=True))
-    row = nova.distribution()
-    assert row["kernel"].startswith("linux-image-")
-    assert row["packages"] == PACKAGES["packages"]
-
-
 # ---- uv.lock ----
 
 
@@ -212,7 +201,7 @@ def flat(group: str) -> list[str]:
     return [word for row in rows for word in (flat(row["include-group"]) if isinstance(row, dict) else [row])]
 
 
-@pytest.mark.parametrize("group", ["tool", "cloud", "cloud-build", "tests", *(group for group, _ in nova.GROUPS)])
+@pytest.mark.parametrize("group", ["tool", "cloud", "cloud-build", "tests", "client", *GROUPS])
 def test_the_lock_is_in_step_with_pyproject(group: str) -> None:
     locked = {row["name"] + row.get("specifier", "") for row in locked_requirements()[group]}
     assert locked == {re.sub(r"[._](?=[a-z])", "-", word.lower().replace(" ", "")) for word in flat(group)}
@@ -231,10 +220,10 @@ def test_every_file_in_the_lock_has_a_hash_and_comes_from_pypi() -> None:
 
 @pytest.mark.parametrize("machine_type", ["x86_64", "aarch64"])
 def test_the_bootstraps_uv_is_in_the_lock(machine_type: str) -> None:
-    wheel = nova.locked("uv", rf"linux\S*_{machine_type}\.whl$")  # as make_tool_environment asks for it
-    assert re.search(rf"/uv-[\d.]+-py3-none-manylinux\S+_{machine_type}\.whl$", wheel["url"])
+    url, _ = program.locked("uv", rf"linux\S*_{machine_type}\.whl$")  # as libexec/make-tool asks for it
+    assert re.search(rf"/uv-[\d.]+-py3-none-manylinux\S+_{machine_type}\.whl$", url)
 
 
 def test_branchs_nova_is_in_the_lock() -> None:
     version = next(row["specifier"] for row in locked_requirements()["cloud"] if row["name"] == "nova")
-    assert nova.locked("nova", r"\.tar\.gz$")["url"].endswith(f"/nova-{version.removeprefix('==')}.tar.gz")
+    assert program.locked("nova", r"\.tar\.gz$")[0].endswith(f"/nova-{version.removeprefix('==')}.tar.gz")

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.metadata
 import json
 import re
+import string
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +19,8 @@ import nova
 
 from .conftest import Machine
 
-TEMPLATES = [row[0] for row in nova.CONFIG_FILES]
+FILES = [(name, *row) for service in nova.SERVICES.values() for name, row in service.files.items()]
+TEMPLATES = [name for name, *_ in FILES if name.endswith(".tmpl")]
 INI = [
     t
     for t in TEMPLATES
@@ -31,16 +33,17 @@ ANYWHERE = r"0\.0\.0\.0|\[::\]|=\s*::|listen\w*\s*=\s*\*"
 @pytest.fixture
 def made(cfg: nova.Settings, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> nova.Settings:
     """A cloud's folder with every file in it, those that only a setting asks for as well."""
-    monkeypatch.setattr(nova, "ONLY_WITH", {})
+    monkeypatch.setattr(nova, "services", lambda cfg: nova.SERVICES)
     for name in ("libvirt/hooks", "tgt", "sudoers.d"):
-        machine.path(f"/etc/{name}").mkdir(parents=True)
+        (nova.ROOTFS / "etc" / name).mkdir(parents=True)
     nova.make_folders(cfg)
     nova.write_config(dataclasses.replace(cfg, USE_IPV6=True))
     return cfg
 
 
 def rendered(template: str) -> Path:
-    return next(path for name, path, _, _ in nova.CONFIG_FILES if name == template)
+    path = next(path for name, path, *_ in FILES if name == template)
+    return Path(string.Template(path).substitute(nova.PATHS))
 
 
 def parsed(template: str) -> configparser.ConfigParser:
@@ -62,14 +65,15 @@ def test_an_unknown_name_is_an_error(cfg: nova.Settings) -> None:
         nova.render("my_ip = $HOST_IPP", cfg)
 
 
-@pytest.mark.parametrize("row", nova.CONFIG_FILES, ids=lambda row: row[0])
+@pytest.mark.parametrize("row", FILES, ids=lambda row: row[0])
 def test_a_file_has_its_mode_and_its_owner(
     row: tuple[str, Path, int, str], made: nova.Settings, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     template, _, mode, owner = row
     path = rendered(template)
     assert path.stat().st_mode & 0o7777 == mode
-    assert machine.owners[str(path).removeprefix(str(machine.root)) + ".new"] == owner.replace("caller", "root")
+    user = nova.USERS[owner].partition(":")[0].replace("caller", "root")
+    assert machine.owners[str(path).removeprefix(str(machine.root)) + ".new"] == user
 
 
 def test_secrets_are_only_in_files_that_nobody_else_reads(made: nova.Settings) -> None:
@@ -89,7 +93,7 @@ def test_nothing_listens_on_every_address(template: str, made: nova.Settings) ->
 
 
 def test_no_service_listens_on_every_address(made: nova.Settings) -> None:
-    assert [s.window for s in nova.SERVICES.values() if re.search(ANYWHERE + r"| :\d", nova.render(s.command, made))] == []
+    assert [w.name for w in nova.WINDOWS.values() if re.search(ANYWHERE + r"| :\d", nova.render(w.command, made))] == []
 
 
 @pytest.mark.parametrize("template", [t for t in TEMPLATES if t not in ("conf/grants.sql.tmpl", "conf/rabbitmq-plugins.tmpl")])
@@ -118,7 +122,7 @@ def test_an_ini_file_has_no_empty_section(template: str, made: nova.Settings) ->
 )
 def test_a_service_logs_in_as_its_user_of_the_catalog(template: str, made: nova.Settings) -> None:
     part = parsed(template)["keystone_authtoken"]
-    assert part["username"] in {name for name, _, _ in nova.ENDPOINTS}
+    assert part["username"] in {name for name, service in nova.SERVICES.items() if service.endpoint[0]}
     assert part["password"] == nova.values(made)["SERVICE_PASSWORD"]
 
 
@@ -236,7 +240,7 @@ def test_novarc_sets_todays_names_and_nova_shs(made: nova.Settings, real: Callab
     assert found["OS_AUTH_URL"] == "http://192.0.2.10:5000/v3"
     assert (found["OS_USERNAME"], found["OS_PASSWORD"]) == ("admin", "the-admin-password")
     assert found["PATH"].startswith("/a/path:")  # the machine's own commands come first
-    assert found["PATH"].endswith(f":{made.DIR}/state/bin:{made.DIR}/state/env/bin")  # from wherever it is sourced
+    assert found["PATH"].endswith(f":{made.DIR}/state/bin:{made.DIR}/state/client/bin")  # from wherever it is sourced
     assert found["no_proxy"] == found["NO_PROXY"] == "192.0.2.10,"
     assert found["OS_CLIENT_CONFIG_FILE"] == f"{made.DIR}/clouds.yaml"
 

@@ -132,11 +132,12 @@ def test_version_1_is_the_clouds_own_mount_where_it_is_needed(
     machine.put("/sys/fs/cgroup/cgroup.controllers", controllers)
     machine.fake("umount", "exit 32")  # nothing is mounted there
     machine.fake("mount")
-    nova.private_mounts(lxc)
+    nova.mount_root(lxc)
     own = [line.split()[-1] for line in machine.called() if "-t cgroup " in line]
-    assert own == ([] if controllers else [f"/sys/fs/cgroup/{name}" for name in nova.CONTROLLERS])
+    place = "/run/nova.py/state/root/sys/fs/cgroup"
+    assert own == ([] if controllers else [f"{place}/{name}" for name in nova.CONTROLLERS])
     machine.calls.unlink()
-    nova.private_mounts(nova.replace(lxc, LIBVIRT_TYPE="qemu"))
+    nova.mount_root(nova.replace(lxc, LIBVIRT_TYPE="qemu"))
     assert "cgroup" not in machine.transcript()
 
 
@@ -178,20 +179,20 @@ def test_a_container_is_of_the_cloud_whose_libvirt_knows_it(lxc: nova.Settings, 
     machine.put(f"/proc/{ours}/environ", f"HOME=/\0LIBVIRT_LXC_UUID={mine}\0LIBVIRT_LXC_NAME=instance-1\0")
     machine.put(f"/proc/{other}/environ", f"LIBVIRT_LXC_UUID={mine.replace('9', '8')}\0LIBVIRT_LXC_NAME=instance-1\0")
     assert nova.processes() == []
-    machine.put(nova.STATE / "libvirt/etc/lxc/instance-1.xml", f"<domain>\n  <uuid>{mine}</uuid>\n</domain>\n")
+    machine.put(nova.DOMAINS / "lxc/instance-1.xml", f"<domain>\n  <uuid>{mine}</uuid>\n</domain>\n")
     assert [found.pid for found in nova.processes()] == [ours]
 
 
 def test_scrub_detaches_the_disks_of_containers_that_nova_did_not_end(lxc: nova.Settings, machine: Machine) -> None:
     mine = "9b318747-9199-4a3a-a49e-b2902d0273ea"
-    machine.put(nova.STATE / "libvirt/etc/lxc/instance-1.xml", f"<domain>\n  <uuid>{mine}</uuid>\n</domain>\n")
+    machine.put(nova.DOMAINS / "lxc/instance-1.xml", f"<domain>\n  <uuid>{mine}</uuid>\n</domain>\n")
     files = {"loop1": f"/instances/{mine}/disk", "loop2": f"/instances/{mine.replace('9', '8')}/disk", "loop3": "/srv/disk"}
     for device, file in files.items():
         machine.put(f"/sys/block/{device}/loop/backing_file", f"{file}\n")
     machine.fake("losetup")
     nova.remove_traces()
     assert machine.called() == ["losetup --detach /dev/loop1"]
-    assert not (nova.STATE / "libvirt/etc/lxc/instance-1.xml").exists()
+    assert not (nova.DOMAINS / "lxc/instance-1.xml").exists()
 
 
 XML = "<interface type='ethernet'>\n  <mac address='fa:6e:70:af:47:20'/>\n  <target dev='tap99d8001b-9d'/>\n</interface>\n"
