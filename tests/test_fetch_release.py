@@ -38,8 +38,9 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A package index on loopback, as the user's environment names it."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,)).start()
-        monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{server.server_port}/simple/")
-        yield f"http://127.0.0.1:{server.server_port}"
+        place = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setenv("PIP_INDEX_URL", f"{place}/simple/")
+        yield place
         server.shutdown()
 
 
