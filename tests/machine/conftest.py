@@ -165,7 +165,7 @@ class Machine:
             "nova_py table": "nova_py" in tables,
             "ip_forward": Path("/proc/sys/net/ipv4/ip_forward").read_text(),
             "merging": {path.name: path.read_text() for path in sorted(Path("/sys/kernel/mm/ksm").glob("[pr]*n"))},
-            "domains": sorted(p.name for p in (self.folder / "nova/state/libvirt/etc").glob("*/instance-*.xml")),
+            "domains": sorted(p.name for p in (self.folder / "nova/state/root/etc/libvirt").glob("*/instance-*.xml")),
             "guests": [line for line in self.processes() if "qemu-system" in line or "libvirt_lxc" in line],
             "containers' control groups": control_groups(),
             "disks": sorted(str(path) for path in (self.folder / "disks").rglob("*")),

@@ -123,7 +123,7 @@ def test_two_instances_reach_each_other(machine: Machine, one: str) -> None:
 
 def test_a_second_run_is_refused_while_the_cloud_is_up(machine: Machine, one: str) -> None:
     said = machine.nova("run_detached", ok=1)
-    assert "screen named 'nova' already exists!" in said and "screen -x nova" in said
+    assert "screen named 'nova' already exists!" in said and "nova.py attach" in said
     assert machine.ssh(one, "hostname") == "one", "and nothing happened to the cloud"
 
 

@@ -79,7 +79,7 @@ def test_deleted_it_leaves_nothing(cloud: Machine, box: str) -> None:
     held = keeper()
     cloud.shell("openstack server delete --wait box")
     assert not held.is_running()
-    assert list((cloud.folder / "nova/state/libvirt/etc/lxc").glob("*.xml")) == []
+    assert list((cloud.folder / "nova/state/root/etc/libvirt/lxc").glob("*.xml")) == []
     eventually("the end of its loop device", lambda: not disks())
 
 

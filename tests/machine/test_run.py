@@ -89,7 +89,7 @@ def test_run_shows_the_session_and_detaching_keeps_the_cloud(machine: Machine, t
     screen.wait_for("admin-is-here", 20)  # the window test: in another one nobody would answer
     screen.type(b"\x01d")
     assert screen.end() == 0
-    assert "The cloud stays" in screen.said and "sudo screen -x nova" in screen.said
+    assert "The cloud stays" in screen.said and "nova.py attach" in screen.said
     assert machine.openstack("network list")
 
 
