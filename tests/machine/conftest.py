@@ -25,6 +25,11 @@ import pytest
 
 NOVA_PY = Path(__file__).resolve().parents[2] / "nova.py"
 IPV6_SWITCHES = ("forwarding", "accept_ra", "disable_ipv6")
+# the cloud's users, whom this machine does not know: nova-py, libvirt-qemu, and the group nova-py-root
+USER, GUEST_USER, PRIVSEP_GROUP = 28272, 28273, 28274
+# what the tests look with: program, Debian's package
+TOOLS = {"ip": "iproute2", "nft": "nftables", "ping": "iputils-ping", "ssh": "openssh-client", "screen": "screen", "git": "git"}
+TOOLS |= {"qemu-img": "qemu-utils", "iptables-legacy": "iptables", "ps": "procps"}
 PORTS = {3333, 5000, 6080, 6083, 8773, 8774, 8775, 8776, 8778, 9292, 9696, 33890, 34369, 35672, 35673, 36200}
 
 
@@ -188,6 +193,9 @@ def machine() -> Iterator[Machine]:
     """This machine; whatever happens, its cloud is taken down at the end, and its folder removed."""
     if os.geteuid() != 0:
         pytest.fail("machine tests need root: sudo tests/run")
+    if missing := [package for program, package in TOOLS.items() if not shutil.which(program)]:
+        subprocess.run(["apt-get", "-qq", "update"], check=True)
+        subprocess.run(["apt-get", "-qq", "install", "-y", "--no-install-recommends", *missing], check=True)
     for left in Path.home().glob("nova-test-*"):  # by tests that were cut off
         if (left / "nova/state").exists():
             Machine(left).nova("scrub")

@@ -45,7 +45,7 @@ def session(cloud: Machine, lines: list[str]) -> list[tuple[str, int, str]]:
     """Each line with its exit code and what it said."""
     (cloud.folder / "driver.py").write_text(DRIVER)
     (cloud.folder / "lines").write_text("\n".join(lines))
-    said = cloud.shell("$PWD/nova/state/env/bin/python driver.py <lines")
+    said = cloud.shell("$PWD/nova/state/client/bin/python driver.py <lines")
     return [tuple(json.loads(line)) for line in said.splitlines()]
 
 
@@ -100,7 +100,7 @@ print(list(cloud.compute.servers()))
 def test_the_sdk_as_the_user_demo(cloud: Machine, tmp_path: Path) -> None:
     script = tmp_path / "sdk.py"
     script.write_text(SDK)
-    said = cloud.shell(f"$PWD/nova/state/env/bin/python {shlex.quote(str(script))}").splitlines()
+    said = cloud.shell(f"$PWD/nova/state/client/bin/python {shlex.quote(str(script))}").splitlines()
     assert said[0].split()[0] == "ACTIVE"
     assert re.fullmatch(r"10\.6\.0\.\d+", said[0].split()[1])
     assert said[1] == "one"

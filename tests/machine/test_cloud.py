@@ -12,7 +12,7 @@ from http import HTTPStatus
 import psutil
 import pytest
 
-from .conftest import Machine, eventually, listener
+from .conftest import USER, Machine, eventually, listener
 
 ROUNDS = pytest.mark.parametrize("again", [False, True], ids=["first", "again"], scope="module")
 pytestmark = ROUNDS
@@ -78,7 +78,7 @@ def test_no_api_runs_as_root(machine: Machine, said: str) -> None:
     processes = machine.shell(
         "ps -eo user:32,args | grep -E 'uwsgi|mariadbd|beam.smp|nova-sch|nova-cond' | grep -vE 'grep|bash|keep'"
     )
-    assert {line.split()[0] for line in processes.splitlines()} == {"nova-py"}
+    assert {line.split()[0] for line in processes.splitlines()} == {str(USER)}
 
 
 def test_the_instance_takes_its_name_and_key_from_metadata(machine: Machine, one: str) -> None:

@@ -19,7 +19,7 @@ from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
-from .conftest import Machine, ask, eventually, on
+from .conftest import GUEST_USER, USER, Machine, ask, eventually, on
 
 pytestmark = on("vlan")
 
@@ -201,8 +201,8 @@ def test_a_token_ends_after_ten_minutes(guest: Machine) -> None:
     address = websocket_url(guest, "serial")
 
     def sql(line: str) -> str:
-        command = ["mariadb", "--no-defaults", f"--socket={guest.folder}/nova/state/mysql/sock", "-N", "nova_cell1", "-e", line]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        socket = "--socket=/run/nova.py/state/mysql/sock"
+        return guest.nova("shell", "mariadb", "--no-defaults", socket, "-N", "nova_cell1", "-e", line)
 
     left = int(sql("SELECT MAX(expires) - UNIX_TIMESTAMP() FROM console_auth_tokens"))
     assert 540 <= left <= 600
@@ -223,7 +223,7 @@ def test_a_token_ends_with_its_instance(guest: Machine) -> None:
 def test_a_proxy_listens_on_host_ip_alone_and_not_as_root(cloud: Machine, kind: str) -> None:
     here = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.laddr.port == KINDS[kind]]
     assert [c.laddr.ip for c in here] == [cloud.host_ip()]
-    assert psutil.Process(here[0].pid).username() == "nova-py"
+    assert psutil.Process(here[0].pid).uids().effective == USER
 
 
 def test_the_proxy_lists_no_folder(cloud: Machine) -> None:
@@ -243,7 +243,7 @@ def guests_ports() -> list[int]:
     return sorted(place.port for place in mine)
 
 
-def connects(user: str, port: int) -> bool:
+def connects(user: str | int, port: int) -> bool:
     """Does a connection of this user's to a port on loopback come about?"""
     line = ["setpriv", f"--reuid={user}", "--clear-groups", "timeout", "10", "bash", "-c", f"true </dev/tcp/127.0.0.1/{port}"]
     return subprocess.run(line, capture_output=True, check=False).returncode == 0
@@ -254,8 +254,8 @@ def test_other_users_of_the_machine_do_not_reach_the_instances_ports(guest: Mach
     assert ports and {26000, 26500} <= set(ports) <= set(range(26000, 27000))
     with socket.create_server(("127.0.0.1", 0)) as other:
         assert connects("nobody", other.getsockname()[1]), "other ports are none of our business"
-    assert [port for port in ports if connects("nobody", port) or connects("libvirt-qemu", port)] == []
-    assert [port for port in ports if not connects("nova-py", port) or not connects("root", port)] == []
+    assert [port for port in ports if connects("nobody", port) or connects(GUEST_USER, port)] == []
+    assert [port for port in ports if not connects(USER, port) or not connects("root", port)] == []
     ask("nft", "delete", "chain", "ip", "nova_py", "consoles")
     try:
         assert [port for port in ports if not connects("nobody", port)] == [], "without the rule everybody does"

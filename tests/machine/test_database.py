@@ -22,7 +22,7 @@ import openstack
 import psutil
 import pytest
 
-from .conftest import NOVA_PY, Machine, eventually, on
+from .conftest import NOVA_PY, USER, Machine, eventually, on
 from .test_volumes import becomes, create, delete, share
 
 pytestmark = on("flat")
@@ -73,7 +73,7 @@ def test_databases_are_files_that_only_their_user_reaches(cloud: Machine) -> Non
     folder = cloud.folder / "nova/state/databases/sqlite"
     assert {p.name for p in folder.iterdir()} >= {"keystone", "glance", "placement", "nova_api", "nova_cell0", "nova_cell1"}
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert {p.owner() for p in (folder, *folder.iterdir())} == {"nova-py"}
+    assert {p.stat().st_uid for p in (folder, *folder.iterdir())} == {USER}
     assert [p.name for p in folder.iterdir() if p.read_bytes()[:6] != b"SQLite" and not re.search("-(wal|shm)$", p.name)] == []
     in_mariadb = {p.name for p in (folder.parent / "mysql").iterdir() if p.is_dir()}
     assert in_mariadb == {"mysql", "neutron", "performance_schema", "sys"}
@@ -276,8 +276,8 @@ for _ in "12":
 
 def in_environment(cloud: Machine, script: str, url: str) -> subprocess.CompletedProcess[str]:
     """Run a script with the Python, the packages and the mounts of the cloud's services."""
-    python = cloud.folder / "nova/state/env/bin/python"
-    line = ["nsenter", "--mount", f"--target={cloud_process(cloud)}", python, "-c", script, url]
+    python = "/run/nova.py/state/env/bin/python"
+    line = ["nsenter", "--mount", "--root", f"--target={cloud_process(cloud)}", python, "-c", script, url]
     return subprocess.run(line, capture_output=True, text=True, check=False, cwd="/", timeout=120)
 
 

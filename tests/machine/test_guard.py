@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from .conftest import FAR, Machine, eventually, on
+from .conftest import FAR, GUEST_USER, PRIVSEP_GROUP, USER, Machine, eventually, on
 
 pytestmark = on("vlan")
 
@@ -92,7 +92,7 @@ def test_no_process_of_openstack_is_roots_but_privseps_helpers(cloud: Machine, i
         elif process.uids().effective == 0:
             assert process.name().lower() in ROOTS, line
         else:
-            assert process.username() in ("nova-py", "libvirt-qemu"), line
+            assert process.uids().effective in (USER, GUEST_USER), line
             assert capabilities(process) == set(), line
     assert contexts >= {"nova.privsep.sys_admin_pctxt", "neutron.privileged.default"}
 
@@ -105,12 +105,7 @@ def running(name: str) -> psutil.Process:
 @pytest.mark.parametrize("name", ["nova-compute", "neutron-ovn-metadata-agent", "cinder-volume", "cinder-backup"])
 def test_four_services_are_in_the_group_that_may_ask_for_root(cloud: Machine, name: str) -> None:
     process = running(name)
-    assert (process.username(), process.gids().effective) == ("nova-py", group("nova-py-root"))
-
-
-def group(name: str) -> int:
-    """A group's number."""
-    return int(subprocess.run(["getent", "group", name], capture_output=True, text=True, check=True).stdout.split(":")[2])
+    assert (process.uids().effective, process.gids().effective) == (USER, PRIVSEP_GROUP)
 
 
 def window(process: psutil.Process) -> str:
@@ -123,17 +118,17 @@ def window(process: psutil.Process) -> str:
 
 def test_nobody_else_is_in_that_group(cloud: Machine) -> None:
     groups = lambda process: f"{status(process, 'Groups')} {status(process, 'Gid')}".split()
-    those = [process for process in ours() if str(group("nova-py-root")) in groups(process)]
+    those = [process for process in ours() if str(PRIVSEP_GROUP) in groups(process)]
     assert {window(process) for process in those} == {"compute", "network-meta", "volume", "volume-backup"}
     listening = {c.pid for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
     assert not {process.pid for process in those} & listening
 
 
-def asks(of: str, *line: str, inside: bool = True) -> bool:
-    """May nova-py, in this group, have sudo do this? In the cloud's mounts, or in the machine's own."""
-    there = ("nsenter", "--mount", f"--target={running('nova-compute').pid}") if inside else ()
-    who = ("setpriv", "--reuid=nova-py", f"--regid={of}", f"--groups={of}")
-    return subprocess.run([*there, *who, "sudo", "-n", "-l", *line], capture_output=True, check=False).returncode == 0
+def asks(of: int, *line: str) -> bool:
+    """May nova-py, in this group, have the cloud's sudo do this?"""
+    there = ("nsenter", "--mount", "--root", f"--target={running('nova-compute').pid}")
+    who = ("setpriv", f"--reuid={USER}", f"--regid={of}", f"--groups={of}")
+    return subprocess.run([*there, *who, "sudo", "-n", "-l", *line], capture_output=True, check=False, cwd="/").returncode == 0
 
 
 HELPER = "/run/nova.py/state/env/bin/privsep-helper"
@@ -147,11 +142,10 @@ HAPROXY = ("env", f"PROCESS_TAG=haproxy-{ID}", "haproxy", "-f", f"/run/nova.py/s
 
 def test_that_group_has_privseps_helpers_and_nothing_more_as_root(cloud: Machine) -> None:
     allowed = (FORK, "nova", "privsep-helper", *NOVA, *SOCKET)
-    assert asks("nova-py-root", *allowed)
-    assert asks("nova-py-root", HELPER, *CINDER, *SOCKET)
-    assert not asks("nova-py", *allowed), "an API's process is not in the group"
-    assert not asks("nova-py-root", *allowed, inside=False), "it is allowed in the cloud's own mounts alone"
-    assert asks("nova-py-root", "/usr/sbin/ip", "netns", "exec", f"ovnmeta-{ID}", *HAPROXY)
+    assert asks(PRIVSEP_GROUP, *allowed)
+    assert asks(PRIVSEP_GROUP, HELPER, *CINDER, *SOCKET)
+    assert not asks(USER, *allowed), "an API's process is not in the group"
+    assert asks(PRIVSEP_GROUP, "/usr/sbin/ip", "netns", "exec", f"ovnmeta-{ID}", *HAPROXY)
     for line in (
         ("/usr/bin/id",),
         ("/bin/sh", "-c", "id"),
@@ -172,13 +166,13 @@ def test_that_group_has_privseps_helpers_and_nothing_more_as_root(cloud: Machine
         ("/usr/sbin/ip", "link", "delete", "br-ex"),
         ("/run/nova.py/state/env/bin/cinder-rootwrap", "/tmp/rootwrap.conf", "id"),  # noqa: S108
     ):
-        assert not asks("nova-py-root", *line), line
+        assert not asks(PRIVSEP_GROUP, *line), line
 
 
 def test_what_root_runs_is_not_nova_pys_to_change(cloud: Machine) -> None:
     state = cloud.folder / "nova/state"
-    places = [str(state / name) for name in ("conf", "run", "sudo", "env", "ec2", "python3", "libvirt/etc")]
-    others = ("(", "-user", "nova-py", "-or", "-perm", "/o=w", ")", "-not", "-type", "l")
+    places = [str(state / name) for name in ("conf", "run", "env", "ec2", "root/etc")]
+    others = ("(", "-user", str(USER), "-or", "-perm", "/o=w", ")", "-not", "-type", "l")
     found = subprocess.run(["find", *places, *others], capture_output=True, text=True, check=True).stdout.split()
     names = {Path(name).name for name in found if f"{state}/conf" in name}
     assert "nova.conf" in names
@@ -188,12 +182,12 @@ def test_what_root_runs_is_not_nova_pys_to_change(cloud: Machine) -> None:
 
 
 def test_the_instances_are_for_nova_compute_alone(cloud: Machine) -> None:
-    def reaches(of: str) -> bool:
-        who = ("setpriv", "--reuid=nova-py", f"--regid={of}", f"--groups={of}", "virsh", "--connect", "qemu:///system", "list")
-        line = ("nsenter", "--mount", f"--target={running('nova-compute').pid}", *who)
+    def reaches(of: int) -> bool:
+        who = ("setpriv", f"--reuid={USER}", f"--regid={of}", f"--groups={of}", "virsh", "--connect", "qemu:///system", "list")
+        line = ("nsenter", "--mount", "--root", f"--target={running('nova-compute').pid}", *who)
         return subprocess.run(line, capture_output=True, check=False).returncode == 0
 
-    assert reaches("nova-py-root") and not reaches("nova-py")
+    assert reaches(PRIVSEP_GROUP) and not reaches(USER)
 
 
 # ---- Ports ----

@@ -9,7 +9,7 @@ import stat
 import subprocess
 from pathlib import Path
 
-from .conftest import Machine, eventually, on
+from .conftest import USER, Machine, eventually, on
 
 pytestmark = on("flat")
 
@@ -50,11 +50,11 @@ def test_an_instances_disk_is_there_and_goes_with_it(cloud: Machine) -> None:
 
 def test_locks_are_there(cloud: Machine) -> None:
     locks, state = own(cloud, "locks"), "/run/nova.py/state"
-    assert (mode(locks), locks.owner()) == (0o700, "nova-py")
+    assert (mode(locks), locks.stat().st_uid) == (0o700, USER)
     pid = (cloud.folder / "nova/state/run/conductor.pid").read_text().strip()
     user = ["setpriv", "--reuid=nova-py", "--regid=nova-py", "--init-groups"]
-    inside = ["nsenter", "--target", pid, "--mount", "--wdns=/run", *user, f"{state}/env/bin/python", "-c", LOCK]
-    done = subprocess.run([*inside, f"{state}/conf/nova.conf"], capture_output=True, text=True, check=False)
+    inside = ["nsenter", "--target", pid, "--mount", "--root", *user, f"{state}/env/bin/python", "-c", LOCK]
+    done = subprocess.run([*inside, f"{state}/conf/nova.conf"], capture_output=True, text=True, check=False, cwd="/")
     assert done.stdout == "taken\n", done.stderr
     assert (locks / "nova-probe").exists()
     assert not [p.name for p in (cloud.folder / "nova/state/locks").iterdir()]

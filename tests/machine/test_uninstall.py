@@ -1,4 +1,4 @@
-"""A machine as its distribution installs it, looked at from outside, file by file: a cloud changes none of them, and leaves none."""
+"""A machine as its distribution installs it, looked at from outside, file by file: a cloud changes and leaves nothing."""
 
 from __future__ import annotations
 
