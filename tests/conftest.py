@@ -33,7 +33,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 EXPECTED = Path(__file__).parent / "expected"
 REAL_PATH = "/usr/sbin:/usr/bin:/sbin:/bin:" + os.environ["PATH"]  # the distribution's own first
-REAL_COMMAND, REAL_OPEN, REAL_STAT = sh.Command.__init__, os.open, Path.stat
+REAL_COMMAND, REAL_CALL, REAL_OPEN, REAL_STAT = sh.Command.__init__, sh.Command.__call__, os.open, Path.stat
+REAL_GETPWUID = pwd.getpwuid
 everybodys_connections = psutil.net_connections
 
 
@@ -141,10 +142,16 @@ UIDS = {"root": 0, **nova.NUMBERS}
 # What env does: the words behind its options are a command.
 ENV = """#!/bin/bash
 while [[ $1 == -* || $1 == *=* ]]; do
-    case $1 in --chdir=*) [ ! -d "${1#*=}" ] || cd "${1#*=}" ;; esac
+    case $1 in --chdir=*) [ ! -d "${1#*=}" ] || cd "${1#*=}" ;; [!-]*) export "$1" ;; esac
     shift
 done
 case $1 in */*) exec "$@" ;; *) exec "COMMANDS/$1" "${@:2}" ;; esac
+"""
+# What chroot does with ROOTFS: the words behind it are a command, which knows that it was entered so.
+CHROOT = """#!/bin/bash
+[ "$1" = "ROOTFS" ] || exit 125
+export ENTERED=1
+case $2 in */*) exec "${@:2}" ;; *) exec "COMMANDS/$2" "${@:3}" ;; esac
 """
 ADDRESSES = {"lo": "127.0.0.1", "eth0": "192.0.2.10", "eth1": "198.51.100.7", "eth2": ""}
 
@@ -224,38 +231,31 @@ class Machine:
 
     def getpwuid(self, number: int) -> Any:
         """Stands in for pwd.getpwuid: nobody has a number of the cloud's."""
-        raise KeyError(number)
+        if number in nova.NUMBERS.values():
+            raise KeyError(number)
+        return REAL_GETPWUID(number)
 
-    def called(self) -> list[str]:
-        """Every call so far, as shell: what was added to the environment, the words, the input."""
+    def called(self, enter: str = "") -> list[str]:
+        """Every call so far, as shell: what was added to the environment, the words, the input; `enter` before ROOTFS' own."""
         text = self.calls.read_text() if self.calls.exists() else ""
-        return [self.line(*record.split("\x1e")) for record in text.split("\x1d")[:-1]]
+        return [self.line(enter, *record.split("\x1e")) for record in text.split("\x1d")[:-1]]
 
-    def transcript(self) -> str:
+    def transcript(self, enter: str = "") -> str:
         """The same as one text."""
-        return "".join(f"{line}\n" for line in self.called())
+        return "".join(f"{line}\n" for line in self.called(enter))
 
     def mounting(self) -> str:
         """What the fake of mount does: a link in the place of an empty folder, on this machine and nowhere else."""
         bind = '[ -d "$3" ] && [ ! -L "$3" ] && /bin/rmdir "$3" && /bin/ln -s "$2" "$3"'
         return f'case "$1$3" in --bind{self.root}/*) {bind};; esac; exit 0'
 
-    def line(self, environment: str, words: str, text: str) -> str:
-        own = {
-            "PATH",
-            "PWD",
-            "SHLVL",
-            "LC_ALL",
-            "TMPDIR",
-            "XDG_CACHE_HOME",
-            "no_proxy",
-            "COLUMNS",
-            "LINES",
-            "PYTEST_CURRENT_TEST",
-        }
+    def line(self, enter: str, environment: str, words: str, text: str) -> str:
+        own = {"PATH", "PWD", "OLDPWD", "SHLVL", "LC_ALL", "XDG_CACHE_HOME", "no_proxy", "COLUMNS", "LINES"}
+        own |= {"PYTEST_CURRENT_TEST", "ENTERED"}
         added = [f"{n}={shlex.quote(v)}" for n, _, v in (e.partition("=") for e in environment.split("\x1f")[:-1])
                  if n not in own]  # fmt: skip
-        line = " ".join([*sorted(added), shlex.join(words.split("\x1f")[:-1])])
+        entry = enter if "ENTERED=1" in environment.split("\x1f") else ""
+        line = " ".join([*sorted(added), entry + shlex.join(words.split("\x1f")[:-1])])
         line += f" <<< {shlex.quote(text)}" if text else ""
         passwords = nova.STATE / "passwords.json"
         known = json.loads(passwords.read_text()) if passwords.exists() else {}
@@ -302,8 +302,6 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
     """The faked machine; nova.py sees no other one."""
     machine = Machine(tmp_path)
     monkeypatch.setattr(nova, "HOME", machine.path(nova.HOME))
-    (machine.commands / "env").write_text(ENV.replace("COMMANDS", str(machine.commands)))
-    (machine.commands / "env").chmod(0o755)
     for name in ("mkdir", "rm", "rmdir"):  # what they change is of this machine
         inside = f"for word; do case $word in -*|{tmp_path}/*) ;; *) exit 99;; esac; done"
         machine.fake(name, f'{inside}; exec /bin/{name} "$@"')
@@ -318,10 +316,13 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
     monkeypatch.setattr(os, "chown", machine.give)
     monkeypatch.setattr(os, "open", machine.os_open)
     machine.fake("apt-get")
+    for name, script in (("env", ENV), ("chroot", CHROOT)):  # they have no line in transcripts
+        (machine.commands / name).write_text(
+            script.replace("COMMANDS", str(machine.commands)).replace("ROOTFS", str(nova.ROOTFS))
+        )
+        (machine.commands / name).chmod(0o755)
     monkeypatch.setattr(pwd, "getpwuid", machine.getpwuid)
     monkeypatch.setattr(nova, "has_owners", lambda place: True)
-    # Transcripts have the commands alone; how they are entered: test_failures.py.
-    monkeypatch.setattr(nova, "entered", list)
     monkeypatch.setattr(Path, "stat", lambda path, *, follow_symlinks=True: machine.stat(path, follow_symlinks))
     monkeypatch.setattr(socket, "gethostname", lambda: "testhost")
     monkeypatch.setattr(platform, "freedesktop_os_release", lambda: machine.release)
@@ -338,6 +339,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
         monkeypatch.delenv(name)
     monkeypatch.setenv("PATH", str(machine.commands))
     monkeypatch.setattr(sh.Command, "__init__", lambda *a, **k: command(machine, *a, **k))
+    monkeypatch.setattr(sh.Command, "__call__", lambda *a, **k: call(machine, *a, **k))
     monkeypatch.setattr(GUARD, "folder", tmp_path)
     yield machine
     for handler in nova.log.handlers[:]:
@@ -347,16 +349,29 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
 
 
 def recorded() -> list[str]:
-    """The commands on record."""
-    return [line.rpartition("  # ")[0] for line in nova.recorded()]
+    """The commands on record, without how they are entered."""
+    entry = shlex.join(nova.entered(())) + " "
+    return [line.rpartition("  # ")[0].removeprefix(entry) for line in nova.recorded()]
 
 
-def command(machine: Machine, self: sh.Command, path: str, *rest: Any) -> None:
-    """sh.Command as it is, for what is faked or known to be absent."""
+def faked(machine: Machine, path: str) -> None:
+    """A command has to be faked, or known to be absent."""
     place = Path(path) if "/" in path else machine.commands / path
     if path not in machine.absent and not (place.is_relative_to(machine.root.parent) and place.exists()):
         raise Leak(f"{path} was called and is not faked")
+
+
+def command(machine: Machine, self: sh.Command, path: str, *rest: Any) -> None:
+    """sh.Command as it is, for what is faked."""
+    faked(machine, path)
     REAL_COMMAND(self, path, *rest)
+
+
+def call(machine: Machine, self: sh.Command, *words: str, **options: Any) -> Any:
+    """A call of it; of what is entered by chroot the command has to be faked as well."""
+    if Path(str(self)).name == "chroot":
+        faked(machine, words[1])
+    return REAL_CALL(self, *words, **options)
 
 
 @pytest.fixture
@@ -388,7 +403,7 @@ def expect(machine: Machine, request: pytest.FixtureRequest) -> Callable[[str], 
     """expect(name): the calls so far are those of tests/expected/NAME.txt."""
 
     def compare(name: str) -> None:
-        path, seen = EXPECTED / f"{name}.txt", machine.transcript()
+        path, seen = EXPECTED / f"{name}.txt", machine.transcript("enter ")
         if request.config.getoption("--accept"):
             path.write_text(seen)
         wanted = path.read_text()

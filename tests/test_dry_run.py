@@ -80,6 +80,24 @@ def test_what_it_says_is_what_is_done(
         pytest.fail("\n".join(difference))
 
 
+def entries(text: str) -> dict[str, set[bool]]:
+    """Each command, and whether it is one of the cloud's Debian; without what commands read."""
+    text, found = re.sub(r" <<END\n.*?\nEND$", "", text, flags=re.M | re.S), dict[str, set[bool]]()
+    for entry, command in re.findall(r"^(?:[A-Z_0-9]+=\S* )*(enter )?(.+)$", text, re.M):
+        found.setdefault(command, set()).add(bool(entry))
+    return found
+
+
+def test_what_it_says_is_done_where_it_says(dry_run: Say, runnable: Machine) -> None:  # noqa: F811
+    said = entries(dry_run("run_detached").replace(str(runnable.root), ""))
+    runnable.calls.unlink()
+    assert nova.main(words("run_detached", runnable)) == 0
+    done = entries(runnable.transcript("enter "))
+    both = said.keys() & done.keys()
+    assert {True} in (places := [done[command] for command in both]) and {False} in places
+    assert {command for command in both if said[command] != done[command]} == set()
+
+
 def test_it_is_a_shells(dry_run: Say, tmp_path: Path, real: Callable[[str], str]) -> None:
     (tmp_path / "said").write_text(dry_run("run_detached"))
     subprocess.run([real("bash"), "-n", str(tmp_path / "said")], check=True)

@@ -41,9 +41,39 @@ def failure(function: Callable[..., object], *arguments: object, **options: obje
 
 
 def test_a_missing_command_says_how_to_get_it(machine: Machine) -> None:
+    machine.without("modprobe")
+    said = failure(nova.do_outside, "modprobe", "kvm")
+    assert (str(said), said.hint) == ("modprobe is not installed", "sudo python3 nova.py install")
+
+
+def test_a_command_that_rootfs_does_not_have_fails_by_its_name(machine: Machine) -> None:
     machine.without("virsh")
-    said = failure(nova.do, "virsh", "list")
-    assert (str(said), said.hint) == ("virsh is not installed", "sudo python3 nova.py install")
+    said = failure(nova.do, "virsh", "list", hint="what to do")
+    assert (str(said).split()[:2], said.hint) == (["virsh", "list"], "what to do")
+
+
+def test_commands_are_rootfs_own_but_for_those_outside(fake: Fake, machine: Machine) -> None:
+    for name in ("chroot", "setpriv", "ip"):
+        fake(name)
+    nova.do("ip", "link", "set", "br-ex", "up", user=nova.USER)
+    nova.ask("ip", "link")
+    nova.do_outside("ip", "route")
+    nova.ask("ip", "address", outside=True)
+    assert machine.called() == [
+        f"chroot /run/nova.py/state/root setpriv --reuid={nova.USER} --regid={nova.USER} --init-groups ip link set br-ex up",
+        "chroot /run/nova.py/state/root ip link",
+        "ip route",
+        "ip address",
+    ]
+
+
+@pytest.mark.parametrize("outside", [True, False])
+def test_the_callers_folder_for_temporary_files_is_no_commands(
+    fake: Fake, machine: Machine, monkeypatch: pytest.MonkeyPatch, outside: bool
+) -> None:
+    monkeypatch.setenv("TMPDIR", "/home/me/tmp")
+    fake("where", 'echo "${TMPDIR-none} $LC_ALL"')
+    assert nova.ask("where", outside=outside) == "none C.UTF-8"
 
 
 def test_a_failed_command_can_be_pasted_and_shows_its_code_and_last_lines(fake: Fake) -> None:
@@ -100,7 +130,9 @@ def test_ask_says_what_the_command_said_on_its_error_output(fake: Fake) -> None:
 
 def test_ask_of_what_is_not_installed(machine: Machine) -> None:
     machine.without("virsh")
-    assert failure(nova.ask, "virsh").tail == ("it is not installed",)
+    assert failure(functools.partial(nova.ask, outside=True), "virsh").tail == ("it is not installed",)
+    said = failure(nova.ask, "virsh")
+    assert str(said) == "virsh failed" and "virsh" in said.tail[-1]
 
 
 def test_asks_default_stands_for_every_failure(fake: Fake, machine: Machine) -> None:

@@ -60,6 +60,30 @@ def test_words_come_back_as_they_were(record: Path, machine: Machine) -> None:
     assert machine.called() == ["sysctl -qw net.ipv4.ip_forward=0", "rm --recursive '/srv/a folder#1'", "ip link delete br-ex"]
 
 
+def test_what_is_undone_is_undone_where_it_was_done(cfg: nova.Settings, machine: Machine) -> None:
+    nova.record("ip", "link", "delete", "br-ex")
+    nova.record("rmdir", "/srv/new", outside=True)
+    lines = [line.rpartition("  # ")[0] for line in nova.recorded()]
+    assert lines == [f"chroot {nova.ROOTFS} ip link delete br-ex", "rmdir /srv/new"]
+    machine.fake("ip")
+    machine.fake("rmdir")
+    nova.undo_recorded()
+    assert machine.called("enter ") == ["rmdir /srv/new", "enter ip link delete br-ex"]
+    assert nova.recorded() == []
+
+
+@pytest.mark.parametrize("outside", [True, False])
+def test_disks_of_a_kept_cloud_are_deleted_by_scrub_alone(cfg: nova.Settings, machine: Machine, outside: bool) -> None:
+    machine.fake("rm")
+    nova.record("rm", "--recursive", "/srv/disks", lasting=True, outside=outside)
+    machine.put(nova.KEPT, "{}")
+    nova.undo_recorded()
+    assert machine.called() == [] and recorded() == ["rm --recursive /srv/disks"]
+    nova.KEPT.unlink()
+    nova.undo_recorded()
+    assert machine.called() == ["rm --recursive /srv/disks"] and recorded() == []
+
+
 @pytest.mark.parametrize(("kernel", "first"), [("b", "100"), ("a", "200")], ids=["the machine's", "a container's"])
 def test_after_a_reboot_what_went_with_it_is_not_undone(cfg: nova.Settings, machine: Machine, kernel: str, first: str) -> None:
     def booted(kernel: str, first: str) -> None:

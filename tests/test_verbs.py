@@ -517,7 +517,7 @@ def test_run_ends_the_cloud_when_its_session_has_ended(
     machine.fake("screen", SESSION if lives else f"[ -e {ended} ] && {{ {NO_SESSION}; }} || {{ {SESSION}; }}; {end}")
     nova.run(cfg)
     acts = [line for line in machine.called() if line != "screen -ls"]
-    assert acts == ["screen -S 4242.nova -p test -x"]
+    assert acts == ["TERM=xterm-256color screen -S 4242.nova -p test -x"]
     assert seen == calls
 
 
@@ -698,6 +698,72 @@ def test_an_instance_that_went_wrong_is_not_waited_for(cfg: nova.Settings, admin
     admin.compute.get_server.return_value = MagicMock(status="ERROR", fault={"message": "No valid host"})
     with pytest.raises(nova.Failure, match="No valid host"):
         nova.is_active(cfg, MagicMock())
+
+
+# ---- attach, shell ----
+
+
+@pytest.mark.parametrize(("kind", "known"), [("xterm-kitty", "xterm-256color"), ("screen", "screen"), ("", "xterm-256color")])
+def test_attach_shows_the_session_on_a_terminal_that_the_clouds_debian_knows(
+    made: Machine, fake: Fake, monkeypatch: pytest.MonkeyPatch, kind: str, known: str
+) -> None:
+    made.put("/home/me/nova/state/root/usr/share/terminfo/s/screen")
+    fake("screen", SESSION)
+    if kind:
+        monkeypatch.setenv("TERM", kind)
+    assert nova.main(["attach", folder(made)]) == 0
+    assert made.called("enter ")[-1] == f"TERM={known} enter screen -S 4242.nova -p test -x"
+
+
+def test_what_is_not_up_cannot_be_shown(made: Machine, fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
+    fake("screen", NO_SESSION)
+    assert nova.main(["attach", folder(made)]) == 1
+    assert f"the cloud in {folder(made)} is not up" in capsys.readouterr().err
+
+
+@pytest.fixture
+def replaced(made: Machine, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The program, its words and its environment that shell becomes; something is installed, and no cloud is up."""
+    seen: list[Any] = []
+    monkeypatch.setattr(os, "execvpe", lambda *what: seen.extend(what))
+    monkeypatch.setenv("TMPDIR", "/home/me/tmp")
+    made.put("/home/me/nova/state/root.made-from")
+    made.put("/home/me/nova/state/root/etc/debian_version")
+    fake("screen", NO_SESSION)
+    return seen
+
+
+def test_shell_is_one_in_the_clouds_debian(replaced: list[Any], made: Machine) -> None:
+    assert nova.main(["shell", folder(made)]) == 0
+    program, words, environment = replaced
+    assert (program, words[:2]) == ("chroot", ["chroot", str(nova.ROOTFS)])
+    assert words[-2:] == [f"exec bash --rcfile {nova.CONF}/test -i", "shell"]
+    assert "TMPDIR" not in environment
+
+
+def test_shell_is_where_a_cloud_that_is_up_has_its_mounts(replaced: list[Any], made: Machine, fake: Fake) -> None:
+    fake("screen", SESSION)
+    assert nova.main(["shell", folder(made)]) == 0
+    assert replaced[0] == "nsenter" and "--target=4242" in replaced[1] and "chroot" not in replaced[1]
+
+
+def test_shell_carries_out_a_command_as_it_is_written(replaced: list[Any], made: Machine) -> None:
+    asked = ["openstack", "server list", "--json", "-v", "$HOME"]
+    assert nova.main(["shell", folder(made), *asked]) == 0
+    line, name, *words = replaced[1][-len(asked) - 2 :]
+    assert line.endswith('; exec "$@"') and (name, words) == ("shell", asked)
+
+
+def test_shell_before_install(replaced: list[Any], made: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    made.path("/home/me/nova/state/root.made-from").unlink()
+    assert nova.main(["shell", folder(made)]) == 1
+    assert replaced == [] and "nothing is installed in" in capsys.readouterr().err
+
+
+def test_of_shell_a_first_word_without_a_cloud_is_the_command(made: Machine) -> None:
+    assert nova.understood(["shell", "openstack", "--help"]) == ("shell", [], ["openstack", "--help"])
+    assert nova.understood(["-v", "shell", folder(made), "ls"]) == ("shell", [folder(made)], ["ls"])
+    assert nova.understood(["shell"]) == ("shell", [], [])
 
 
 # ---- terminate ----
@@ -943,7 +1009,7 @@ def test_an_undoing_that_is_cut_off_goes_on_where_it_was(
     nova.record("one")
     nova.record("two")
     tried = nova.forgiven
-    monkeypatch.setattr(nova, "forgiven", lambda *words: tried(*words) if words[1] == "two" else interrupt())
+    monkeypatch.setattr(nova, "forgiven", lambda *words: tried(*words) if words[-1] == "two" else interrupt())
     with pytest.raises(KeyboardInterrupt):
         nova.undo_recorded()
     assert recorded() == ["one"]
