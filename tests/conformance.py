@@ -210,7 +210,6 @@ def compute(cloud: Cloud) -> Sections:
         "compute-feature-enabled": {
             "vnc_console": "novnc" in cloud.windows,
             "serial_console": "serial" in cloud.windows,
-            "ide_bus": "COMPUTE_STORAGE_BUS_IDE" in traits,
             "stable_rescue": "COMPUTE_RESCUE_BFV" in traits,
             "volume_multiattach": "COMPUTE_VOLUME_MULTI_ATTACH" in traits
             and any(pool.get("multiattach") for pool in pools(cloud)),
@@ -487,7 +486,7 @@ def run_tests(results: Path, names: list[str], each: Callable[[Outcome], None], 
 def again(results: Path, names: list[str], found: list[Outcome], expected: Mapping[str, Any]) -> list[Outcome]:
     """The outcomes, but that what failed beside others was run once more, alone: `passed alone` where it passed then."""
     failed = [each for each in found if verdict(each, expected) == "new failures"]
-    classes = [re.sub(r"^setUpClass \((.+)\)$", r"\1", each.test) for each in failed]
+    classes = [re.sub(r"^(?:setUp|tearDown)Class \((.+)\)$", r"\1", each.test) for each in failed]
     asked = [name for name in names if any(name.startswith(one) for one in classes)]
     if not asked or WORKERS == 1 or len(names) == 1:
         return found
