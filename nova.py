@@ -1860,7 +1860,8 @@ def distribution() -> dict[str, Any]:
 def packages(cfg: Settings) -> set[str]:
     """The names of the packages that these settings ask for."""
     here = distribution()
-    asked = [names for setting, names in here["only_with"].items() if asked_for(cfg, setting)]
+    more = (*here["only_with"].items(), *here.get("more", {}).items())
+    asked = [names for setting, names in more if asked_for(cfg, setting)]
     return {name for names in (here["packages"], *asked) for name in names}
 
 
