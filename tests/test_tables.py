@@ -178,6 +178,7 @@ def test_packages_are_known_for_the_distributions_promised() -> None:
     assert set(PACKAGES) == {"packages", "only_with", "sources", "distributions"}
     assert set(PACKAGES["sources"]) <= {kind for _, kind in nova.SOURCES}
     assert set(PACKAGES["only_with"]) <= set(nova.ONLY_WITH)
+    assert all(set(row.get("more", ())) <= set(nova.ONLY_WITH) for row in PACKAGES["distributions"].values())
     assert set(PACKAGES["distributions"]) == {"debian-12", "debian-13", "ubuntu-24.04"}
 
 
