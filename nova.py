@@ -789,7 +789,9 @@ def values(cfg: Settings) -> dict[str, Any]:
     # Those that install would make have names only.
     known = {name: f"@@{name}" for name in SECRETS if DRY_RUN and not chosen[name]} | passwords(STATE)
     urls = {name: string.Template(url).safe_substitute(known) for name, url in DATABASE_URLS[cfg.USE_MYSQL].items()}
-    machine = {"HOSTNAME": socket.gethostname(), "DATAPATH": "system" if has_kernel_datapath() else "netdev"}
+    machine = {"HOSTNAME": socket.gethostname()}
+    kernel = has_kernel_datapath()
+    machine |= {"DATAPATH": "system" if kernel else "netdev", "STATELESS": str(not kernel)}
     machine["INTERFACES"] = ", ".join(f'"{name}"' for name in netifaces.interfaces() if name not in BRIDGES)
     machine |= {"CONFIG_DRIVE": str(not MANAGERS[cfg.NET_MAN].dhcp), "VOLUMES_BACKEND": "lvm" if cfg.VOLUMES_LVM else "files"}
     machine["BACKUPS"] = "swift.Swift" if cfg.USE_SWIFT else "posix.Posix"

@@ -79,6 +79,11 @@ def test_what_failed_beside_others_is_run_once_more_alone(tmp_path: Path, monkey
     assert found[0] == BROKEN, "an expected failure is not run again"
 
 
+def test_a_class_that_failed_is_not_one_whose_name_begins_alike() -> None:
+    failed = PASSED._replace(test="tearDownClass (tempest.api.a.Good)")
+    assert conformance.tests_of(failed, [PASSED.test, "tempest.api.a.GoodToo.test_it[id-4]"]) == [PASSED.test]
+
+
 def test_rows_that_are_about_no_test_are_told() -> None:
     assert unneeded([SKIPPED, BROKEN], EXPECTED) == []
     assert unneeded([PASSED], EXPECTED) == ["two compute nodes", r"test_Broken\.", r"a\.Many\."]

@@ -77,6 +77,12 @@ def test_instances_of_another_project_are_not_seen(cloud: Machine, addresses: di
     assert not cloud.reaches(addresses["to three"], addresses["one"])
 
 
+def test_projects_reach_each_other_by_floating_addresses(cloud: Machine, addresses: dict[str, str]) -> None:
+    """Through two routers; security groups let it in."""
+    eventually("ping from one to three", lambda: cloud.reaches(addresses["to one"], addresses["to three"]))
+    eventually("ping from three to one", lambda: cloud.reaches(addresses["to three"], addresses["to one"]))
+
+
 def seen(during: Callable[[], object], *question: object) -> set[tuple[int, str]]:
     """Tag and sender of each ARP packet that comes to the far end of FLAT_INTERFACE while something is done."""
     doing = threading.Thread(target=during)
