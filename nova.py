@@ -376,18 +376,6 @@ DATABASE_URLS = {
     False: dict(DATABASE=f"sqlite:///{STATE}/databases/sqlite", QUERY="plugin=immediate&timeout=60",
                 CELL=f"sqlite:///{STATE}/databases/sqlite"),
 }
-# user,              where,        role: the accounts that clients' jobs expect, named as DevStack names them
-ACCOUNTS = (
-    ("demo",            "demo",     "member"),
-    ("demo_reader",     "demo",     "reader"),
-    ("alt_demo",        "alt_demo", "member"),
-    ("alt_demo_member", "alt_demo", "member"),
-    ("alt_demo_reader", "alt_demo", "reader"),
-    ("system_member",   "system",   "member"),
-    ("system_reader",   "system",   "reader"),
-    ("admin",           "demo",     "admin"),
-    ("admin",           "alt_demo", "admin"),
-)
 
 
 class Manager(NamedTuple):
@@ -408,54 +396,25 @@ POOLS = ("10.240.0.0/16", "172.28.0.0/16", "192.168.224.0/19")
 BRIDGES = ("br-ex", "br100", "br-int", "ovs-netdev")  # interfaces that a cloud makes, instances' taps aside
 GROUP = 0x6E70  # the group of links that they are in
 
-# name,     id,  MiB,   GiB, CPUs
-FLAVORS = (
-    ("m1.tiny",   "1",   512,   1, 1),
-    ("m1.small",  "2",  2048,  20, 1),
-    ("m1.medium", "3",  4096,  40, 2),
-    ("m1.large",  "4",  8192,  80, 4),
-    ("m1.xlarge", "5", 16384, 160, 8),
-    # what clients' jobs expect, named as DevStack names them
-    ("m1.nano",   "42",  192,   1, 1),
-    ("m1.micro",  "84",  256,   1, 1),
-    ("cirros256", "c1",  256,   1, 1),
-    ("ds512M",    "d1",  512,   5, 1),
-    ("ds1G",      "d2", 1024,  10, 1),
-    ("ds2G",      "d3", 2048,  10, 2),
-    ("ds4G",      "d4", 4096,  20, 4),
-)
 # setting of nova, its value with QUOTAS=1: upstream's default
 QUOTAS = (("INSTANCES", 10), ("CORES", 20), ("RAM", 51200))
 
-# pc computes its interrupts anew for each device; q35's SATA is none of Debian 12's
-HARDWARE = {"hw_machine_type": "q35", "hw_cdrom_bus": "scsi", "hw_scsi_model": "virtio-scsi"}
-# what takes an emulated processor more than a second of the four that ami-tty boots
-QUICK = "no_timer_check mitigations=off cryptomgr.notests nokaslr lsm= initcall_blacklist=init_kprobe_trace"
+# ---- What a new cloud has for its users: conf/cloud.toml ----
+
+CLOUD = tomllib.loads((HERE / "conf/cloud.toml").read_text())
+ACCOUNTS = tuple(map(tuple, CLOUD["accounts"]))
+FLAVORS = tuple(map(tuple, CLOUD["flavors"]))
 
 
 class Image(NamedTuple):
-    """A row below: what builds it, the folder of its parts, and these: name, format, file, properties."""
+    """An image that is built here: the program that builds it, the folder of its parts, and these."""
 
     builder: str
     folder: str
-    parts: tuple[tuple[str, str, str, dict[str, Any]], ...]
+    part: list[dict[str, Any]]
 
 
-# a part's name, as a property, stands for its id
-IMAGES = {
-    "ami-tty": Image("conf/ami-tty/build.py", "images", (
-        ("ami-tty-kernel",  "aki",   "vmlinuz",     {}),
-        ("ami-tty-ramdisk", "ari",   "initrd",      {}),
-        ("ami-tty",         "ami",   "root.img",    {"kernel_id": "ami-tty-kernel", "ramdisk_id": "ami-tty-ramdisk",
-                            "os_command_line": f"root=LABEL=ami-tty console=tty1 console=ttyS0 quiet {QUICK}", **HARDWARE}))),
-    "debian": Image("conf/debian/bootstrap.py", "images/debian", (
-        ("debian-kernel",   "aki",   "vmlinuz",     {}),
-        ("debian-ramdisk",  "ari",   "initrd",      {}),
-        ("debian",          "qcow2", "root.qcow2",  {"kernel_id": "debian-kernel", "ramdisk_id": "debian-ramdisk",
-                            "os_command_line": f"root=LABEL=debian console=tty1 console=ttyS0 quiet {QUICK}"
-                                               " systemd.service_watchdogs=no",  # it may be slow, and is well all the same
-                            **HARDWARE, "min_disk": 1, "min_ram": 256}))),
-}
+IMAGES = {name: Image(**block) for name, block in CLOUD["images"].items()}
 KERNEL_PACKAGE = "linux-image-cloud-amd64"  # whose kernel boots them
 
 # what status lists,    of which API,    the client's call,       its options,           columns, and what the client calls them
@@ -469,16 +428,6 @@ LISTED: tuple[tuple[str, str, str, dict[str, Any], dict[str, str]], ...] = (
     ("floating_addresses", "network",       "network.ips",           {},
         {"floating_address": "floating_ip_address", "fixed_address": "fixed_ip_address"}),
 )
-
-# TEST   the modules of nova/tests/unit that it runs
-UNIT_TESTS = {
-    "1": (
-        "test_context", "test_versions", "api/openstack/test_api_version_request", "api/openstack/compute/test_versions",
-        "scheduler/filters/test_*", "scheduler/weights/test_*",          # where an instance goes
-        "network/test_os_vif_util", "virt/test_hardware", "virt/libvirt/test_config",  # and what it is given there
-    ),
-    "all": ("**/test_*",),
-}
 
 # fmt: on
 
@@ -693,10 +642,11 @@ def carry_out(words: list[str], text: str = "", env: Mapping[str, str] = {}, hin
     try:
         command(words, **options, _env=surroundings(env))
     except sh.CommandNotFound:
-        raise Failure(f"{words[0]} is not installed", "sudo python3 nova.py install") from None
+        raise Failure(f"this machine has no {words[0]}", hint) from None
     except sh.ErrorReturnCode as error:
         said = shlex.join(words).removeprefix(shlex.join(entered(())) + " ")
-        raise Failure(f"{said}\n  ended with exit code {error.exit_code}", hint, tuple(tail)) from None
+        missing = "sudo python3 nova.py install" if error.exit_code == 127 else ""  # chroot's, of a command that is not there
+        raise Failure(f"{said}\n  ended with exit code {error.exit_code}", hint or missing, tuple(tail)) from None
 
 
 def command(words: list[str], **options: Any) -> Any:
@@ -1704,12 +1654,13 @@ def fetch(cfg: Settings, source: Source) -> Path:
     if kind == "git":
         commit = re.fullmatch("[0-9a-f]{40}", ref)  # clone takes names only
         name = ("--branch", ref) if ref and not commit else ()
-        do("git", "clone", "--quiet", "--depth=1", *name, "--", url, fresh, **more)
+        call = caller_of("git")
+        call("git", "clone", "--quiet", "--depth=1", *name, "--", url, fresh, **more)
         if commit:
-            do("git", "-C", fresh, "fetch", "--quiet", "--depth=1", "origin", ref, **more)
-            do("git", "-C", fresh, "checkout", "--quiet", "--detach", ref)
+            call("git", "-C", fresh, "fetch", "--quiet", "--depth=1", "origin", ref, **more)
+            call("git", "-C", fresh, "checkout", "--quiet", "--detach", ref)
     elif kind == "bzr":
-        do("brz", "branch", "--quiet", "--", url, fresh, **more)
+        caller_of("brz")("brz", "branch", "--quiet", "--", url, fresh, **more)
     elif kind == "folder":
         refuse_if(cfg.DIR.resolve().is_relative_to(url), f"SOURCE {url}: {cfg.DIR} is inside of it", "name a DIR elsewhere")
         do_outside("cp", "--archive", "--reflink=auto", "--no-target-directory", url, fresh)
@@ -1722,6 +1673,11 @@ def fetch(cfg: Settings, source: Source) -> Path:
         if len(inside := [fresh / "nova-*"] if DRY_RUN else list(fresh.iterdir())) == 1:
             return inside[0]
     return fresh
+
+
+def caller_of(program: str) -> Callable[..., None]:
+    """Who calls git or brz: do_outside where the machine has it, because that one knows its owner's keys and paths."""
+    return do_outside if shutil.which(program, path=PLAIN["PATH"]) else do
 
 
 def released(version: str) -> Path:
@@ -2332,7 +2288,7 @@ def run_unit_tests(cfg: Settings) -> None:
         env |= {"OS_NOVA_DISABLE_EVENTLET_PATCHING": "True"}  # as services run it: with native threads
         with step("Run nova's unit tests"):
             red = f"mend the tree in {cfg.DIR}, or go on without TEST"
-            do(ENV / "bin/python", "-", *UNIT_TESTS[cfg.TEST], user=USER, text=script, env=env, cwd=HOME, hint=red)
+            do(ENV / "bin/python", "-", cfg.TEST, user=USER, text=script, env=env, cwd=HOME, hint=red)
 
 
 def refuse_if_running(cfg: Settings) -> None:
@@ -2473,7 +2429,7 @@ def key_of_new(cfg: Settings) -> str:
         return ""
     image = (seen.st_size, seen.st_mtime_ns) if cfg.IMAGE and (seen := stat_of(image_file(cfg))) else ()
     made_from = (kept_databases(cfg).with_suffix(".made-from"), HOME / "images/made-from")
-    ours = (HERE / "nova.py", *(HERE / name for service in services(cfg).values() for name in service.files))
+    ours = [HERE / name for service in services(cfg).values() for name in ("nova.py", "conf/cloud.toml", *service.files)]
     theirs = (ROOTFS / "etc/resolv.conf", ROOTFS / "usr/share/ovn/ovn-nb.ovsschema")  # the first is the instances' as well
     parts = (asdict(cfg), image, socket.gethostname(), pool_range(cfg), [text_of(path) for path in (*made_from, *ours, *theirs)])
     return hashlib.sha256(repr(parts).encode()).hexdigest()
@@ -2823,14 +2779,14 @@ def upload_image(cfg: Settings) -> None:
     """Register ami-tty and debian: kernel, ramdisk, root disk; and IMAGE under its file's name."""
     image = cloud(cfg).image
     with step("Upload the image"):
-        ids, is_machine = dict[str, str](), cfg.LIBVIRT_TYPE != "lxc"  # of a container no hardware can be asked
-        parts = [(built.folder, *part) for built in images(cfg).values() for part in built.parts]
-        for folder, name, form, file, properties in parts:
-            known = {key: ids.get(value, value) for key, value in properties.items() if is_machine or not key.startswith("hw_")}
+        ids = dict[str, str]()
+        for folder, part in [(built.folder, part) for built in images(cfg).values() for part in built.part]:
+            form, name = part["format"], part["name"]
             around = form if form.startswith("a") else "bare"  # Amazon's three formats are containers as well
-            part = dict(disk_format=form, container_format=around, visibility="public", **known)
-            with open(HOME / folder / file, "rb") as data:
-                ids[name] = image.create_image(name=name, data=data, **part).id
+            known = {key: ids.get(value, value) for key, value in properties(cfg, part).items()}
+            with open(HOME / folder / part["file"], "rb") as data:
+                options = dict(disk_format=form, container_format=around, visibility="public", **known)
+                ids[name] = image.create_image(name=name, data=data, **options).id
     if cfg.IMAGE and not asked_for(cfg, "IMAGE=debian"):
         path, called = image_file(cfg), Path(urllib.parse.urlsplit(cfg.IMAGE).path).stem
         kind, size = image_format(path)
@@ -2838,6 +2794,15 @@ def upload_image(cfg: Settings) -> None:
             own = dict(disk_format=kind, container_format="bare", visibility="public", min_disk=-(-size // 2**30))
             shown = BARS.wrap_file(data, path.stat().st_size, task_id=AT_WORK.bar)
             image.create_image(name=called, data=shown, **own)
+
+
+def properties(cfg: Settings, part: dict[str, Any]) -> dict[str, Any]:
+    """What glance is told of a part of an image; of what boots, what it is to run on, which a container cannot be asked."""
+    if not (own := part.get("properties", {})):
+        return {}
+    line = f"{own['os_command_line']} {CLOUD['bootable']['os_command_line']}"
+    both = {**CLOUD["bootable"], **own, "os_command_line": line}
+    return {key: value for key, value in both.items() if cfg.LIBVIRT_TYPE != "lxc" or not key.startswith("hw_")}
 
 
 def wait_for_hosts(cfg: Settings) -> None:

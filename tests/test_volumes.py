@@ -79,15 +79,6 @@ def test_volumes_as_files(volumes: nova.Settings, cfg: nova.Settings) -> None:
     ]
 
 
-@pytest.mark.parametrize(("release", "asked"), [("12", False), ("13", True)])
-def test_libvirts_secrets_are_a_package_of_their_own_in_debian_13(
-    volumes: nova.Settings, cfg: nova.Settings, machine: Machine, release: str, asked: bool
-) -> None:
-    machine.release["VERSION_ID"] = release
-    assert ("libvirt-daemon-driver-secret" in nova.packages(volumes)) == asked
-    assert "libvirt-daemon-driver-secret" not in nova.packages(cfg)
-
-
 @pytest.mark.usefixtures("can_lvm")
 def test_volumes_by_lvm(volumes: nova.Settings, cfg: nova.Settings) -> None:
     assert volumes.VOLUMES_LVM
