@@ -947,29 +947,7 @@ def mount_root(cfg: Settings) -> None:
 
 def write_machine_files() -> None:
     """What ROOTFS has of this machine: its name, its name servers, and the certificates that it trusts."""
-    # A name of its own: what the network's DHCP calls this machine may change, and nova would take it for another host.
-    write_file(ROOTFS / "etc/hosts", f"127.0.0.1 localhost\n127.0.1.1 {socket.gethostname()}\n::1 localhost ip6-localhost\n")
-    write_file(ROOTFS / "etc/resolv.conf", name_servers())
-    named = {os.environ.get(str(name), "") for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT")} - {""}
-    for path in map(Path, sorted({"/etc/ssl/certs/ca-certificates.crt", *named})):
-        if path.is_file():
-            place = ROOTFS / str(path).lstrip("/")
-            make_folder(place.parent)
-            write_file(place, path.read_bytes())
-
-
-# Where systemd-resolved and NetworkManager name the servers that they ask themselves.
-RESOLVERS = ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf", "/run/NetworkManager/no-stub-resolv.conf")
-
-
-def name_servers() -> str:
-    """resolv.conf, of the first of RESOLVERS whose servers instances can reach too; of the first one if none is."""
-    for path in RESOLVERS:
-        found = [word.partition("%")[0] for word in re.findall(r"^nameserver\s+(\S+)", text_of(path), re.M)]
-        known = [ipaddress.ip_address(word) for word in found]
-        if any(not (each.is_loopback or each.is_link_local) for each in known):
-            return text_of(path)
-    return text_of(RESOLVERS[0])
+    do_outside(LIBEXEC / "machine-files.py", ROOTFS)
 
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -1940,16 +1918,9 @@ def make_users() -> None:
 
 
 def link_plugins() -> None:
-    """RabbitMQ sees one plugin, itself, and in it each module of Erlang's.
-
-    Otherwise it looks for each of a thousand modules in one of ninety folders after the other, 42,000 times in vain (3.10
-    with Erlang 25): more than half of its start. It would read its plugins as well, none of which is used.
-    """
-    place, rabbit = STATE / "rabbit-plugins/rabbit", "/usr/lib/rabbitmq/lib/rabbitmq_server-*/plugins"
-    modules = f"/usr/lib/erlang/lib/*/ebin/*.beam {rabbit}/*/ebin/*.beam {rabbit}/rabbit-[0-9]*/ebin/rabbit.app"
-    link = "ln --symbolic --force --target-directory"
-    lines = f"mkdir --parents {place}/ebin; {link}={place} {rabbit}/rabbit-[0-9]*/priv; {link}={place}/ebin {modules}"
-    make_once(place.parent.with_suffix(".made-from"), RELEASE, lambda: do("sh", "-ec", lines))
+    """RabbitMQ's plugins, where it finds its modules at once."""
+    place = STATE / "rabbit-plugins"
+    make_once(place.with_suffix(".made-from"), RELEASE, lambda: do("sh", CLONE / "libexec/link-rabbit-plugins", place))
 
 
 def make_folders(cfg: Settings) -> None:
@@ -1997,12 +1968,6 @@ def write_config(cfg: Settings) -> None:
         for name, (path, mode, owner) in service.files.items():
             text = (HERE / name).read_text()
             write_file(Path(render(path, cfg)), render(text, cfg) if name.endswith(".tmpl") else text, mode, USERS[owner])
-    if not cfg.USE_MYSQL:
-        # The SQLAlchemy plugin of DATABASE_URLS becomes a package of OpenStack's environment; why: conf/sqlite.
-        for site in {site_packages(STATE / service.environment) for service in services(cfg).values()}:
-            for name in ("nova_py_sqlite.py", "nova_py_sqlite-1.dist-info/entry_points.txt"):
-                make_folder((site / name).parent)
-                write_file(site / name, (HERE / "conf/sqlite" / name).read_bytes())
     if DRY_RUN:
         print(f". {HOME}/novarc  # for what openstack asks for below")
     for name in ("fernet/0", "fernet/1", "credential/0", "credential/1"):

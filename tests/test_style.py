@@ -50,7 +50,16 @@ def test_linters(run: Run, words: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["conf/keep", "libexec/make-root", "libexec/make-tool", "libexec/inventory", "tests/run", ".ci/run"]
+    "name",
+    [
+        "conf/keep",
+        "libexec/link-rabbit-plugins",
+        "libexec/make-root",
+        "libexec/make-tool",
+        "libexec/inventory",
+        "tests/run",
+        ".ci/run",
+    ],
 )
 def test_shell_scripts_are_valid(run: Run, name: str) -> None:
     first = (HERE / name).read_text().splitlines()[0]

@@ -164,7 +164,7 @@ def test_folders_are_named_once_below_dir_and_owners_are_known() -> None:
 
 def test_what_nova_py_keeps_beside_the_tree_is_known(cfg: nova.Settings) -> None:
     tops = {Path(name).parts[0] for name, _ in FOLDERS}
-    tops |= {Path(path).name for _, path, *_ in FILES if path.startswith("$HOME/")}
+    tops |= {Path(path).parts[1] for _, path, *_ in FILES if path.startswith("$HOME/")}
     assert tops == nova.OWN
 
 

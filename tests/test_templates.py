@@ -154,13 +154,16 @@ def test_neutron_is_always_in_mariadb(made: nova.Settings) -> None:
     assert f"connection = mysql+pymysql://nova:the-mysql-pass@localhost/neutron?unix_socket={nova.STATE}/mysql/sock" in text
 
 
-def test_sqlites_plugin_is_a_package_of_the_environments_when_it_is_asked_for(made: nova.Settings) -> None:
-    sites = [place / "lib/python3.11/site-packages" for place in (nova.ENV, nova.EC2)]
-    for site in sites:
-        site.mkdir(parents=True)
-    nova.write_config(made)
-    assert [path for site in sites for path in site.iterdir()] == []
-    nova.write_config(nova.replace(made, USE_MYSQL=False))
+def test_sqlites_plugin_is_a_package_of_the_environments_when_it_is_asked_for(cfg: nova.Settings) -> None:
+    asked = nova.replace(cfg, USE_MYSQL=False, USE_EC2=True)
+    sites = [place / "lib/python3.13/site-packages" for place in (nova.ENV, nova.EC2)]
+    for name in ("libvirt/hooks", "sudoers.d"):
+        (nova.ROOTFS / "etc" / name).mkdir(parents=True)
+    nova.make_folders(cfg)
+    nova.write_config(cfg)
+    assert [path for site in sites if site.exists() for path in site.iterdir()] == []
+    nova.make_folders(asked)
+    nova.write_config(asked)
     for site in sites:
         (found,) = importlib.metadata.distributions(path=[str(site)])
         (plugin,) = found.entry_points
