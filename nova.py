@@ -404,18 +404,7 @@ QUOTAS = (("INSTANCES", 10), ("CORES", 20), ("RAM", 51200))
 CLOUD = tomllib.loads((HERE / "conf/cloud.toml").read_text())
 ACCOUNTS = tuple(map(tuple, CLOUD["accounts"]))
 FLAVORS = tuple(map(tuple, CLOUD["flavors"]))
-
-
-class Image(NamedTuple):
-    """An image that is built here: the program that builds it, the folder of its parts, and these."""
-
-    builder: str
-    folder: str
-    part: list[dict[str, Any]]
-
-
-IMAGES = {name: Image(**block) for name, block in CLOUD["images"].items()}
-KERNEL_PACKAGE = "linux-image-cloud-amd64"  # whose kernel boots them
+IMAGES = CLOUD["images"]
 
 # what status lists,    of which API,    the client's call,       its options,           columns, and what the client calls them
 LISTED: tuple[tuple[str, str, str, dict[str, Any], dict[str, str]], ...] = (
@@ -432,8 +421,8 @@ LISTED: tuple[tuple[str, str, str, dict[str, Any], dict[str, str]], ...] = (
 # fmt: on
 
 
-def images(cfg: Settings) -> dict[str, Image]:
-    """Those that are built here."""
+def images(cfg: Settings) -> dict[str, Any]:
+    """Those of conf/cloud.toml that are built here."""
     return {name: image for name, image in IMAGES.items() if name in ("ami-tty", cfg.IMAGE)}
 
 
@@ -2102,16 +2091,16 @@ def fill_database(cfg: Settings, service: Service) -> None:
         do(ENV / "bin" / program, *arguments, user=USER, env=env, cwd=STATE)
 
 
-def build_image(name: str, image: Image) -> None:
+def build_image(name: str, image: dict[str, Any]) -> None:
     """The three parts of an image, from Debian's packages."""
-    program, place = HERE / image.builder, HOME / image.folder
+    program, place = HERE / image["builder"], HOME / image["folder"]
 
     def build() -> None:
         with step(f"Build the image {name}"):
-            do("python3", CLONE / image.builder, place, KERNEL_PACKAGE, hint=NETWORK)
+            do("python3", CLONE / image["builder"], place, CLOUD["kernel"], hint=NETWORK)
 
     key = "".join(digest(path) for path in sorted(program.parent.rglob("*")) if path.is_file())
-    make_once(place / "made-from", key + RELEASE, build)
+    make_once(place / "made-from", key + RELEASE + CLOUD["kernel"], build)
 
 
 def image_file(cfg: Settings) -> Path:
@@ -2745,7 +2734,7 @@ def upload_image(cfg: Settings) -> None:
     image = cloud(cfg).image
     with step("Upload the image"):
         ids = dict[str, str]()
-        for folder, part in [(built.folder, part) for built in images(cfg).values() for part in built.part]:
+        for folder, part in [(built["folder"], part) for built in images(cfg).values() for part in built["part"]]:
             form, name = part["format"], part["name"]
             around = form if form.startswith("a") else "bare"  # Amazon's three formats are containers as well
             known = {key: ids.get(value, value) for key, value in properties(cfg, part).items()}

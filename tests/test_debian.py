@@ -77,8 +77,8 @@ def test_it_is_uploaded_with_its_kernel_and_is_no_download(
     admin.image.create_image.side_effect = lambda name, **_: MagicMock(id=f"id of {name}")
     monkeypatch.setattr(nova, "cloud", MagicMock(return_value=admin))
     for image in nova.IMAGES.values():
-        for part in image.part:
-            machine.put(nova.HOME / image.folder / part["file"])
+        for part in image["part"]:
+            machine.put(nova.HOME / image["folder"] / part["file"])
     nova.fetch_image(debian)
     nova.upload_image(debian)
     made = {call.kwargs["name"]: call.kwargs for call in admin.image.create_image.call_args_list}

@@ -133,7 +133,7 @@ def test_accounts_have_roles_of_keystone_and_projects_of_their_own() -> None:
 
 def test_an_image_names_only_parts_that_stand_above_it() -> None:
     above: set[str] = set()
-    for part in [part for image in nova.IMAGES.values() for part in image.part]:
+    for part in [part for image in nova.IMAGES.values() for part in image["part"]]:
         assert part["format"] in ("aki", "ari", "ami", "qcow2")
         assert {v for k, v in part.get("properties", {}).items() if k.endswith("_id")} <= above
         above.add(part["name"])

@@ -683,7 +683,7 @@ def test_floating_addresses_leave_out_this_machines_own(cfg: nova.Settings, admi
 
 
 def test_the_image_names_its_kernel_and_ramdisk_by_id(cfg: nova.Settings, admin: MagicMock, machine: Machine) -> None:
-    for part in nova.IMAGES["ami-tty"].part:
+    for part in nova.IMAGES["ami-tty"]["part"]:
         machine.put(nova.HOME / "images" / part["file"])
     admin.image.create_image.side_effect = lambda name, **_: MagicMock(id=f"id of {name}")
     nova.upload_image(cfg)
