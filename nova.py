@@ -1652,7 +1652,11 @@ def released(version: str) -> Path:
     packed = STATE / "cache/nova.tar.gz"
     make_folder(packed.parent)
     fetch = (sys.executable, LIBEXEC / "fetch-release.py", "nova", r"\.tar\.gz$", packed, *filter(None, [version]))
-    do_outside(*fetch, hint="check SOURCE and the network")
+    try:
+        do_outside(*fetch, hint="check SOURCE and the network")
+    except Failure as failure:
+        refuse_if("names no source" in str(failure.tail), f"SOURCE pypi:nova=={version}: {failure.tail[-1]}, so no such release")
+        raise
     return packed
 
 
