@@ -139,6 +139,7 @@ def test_two_at_once_the_second_is_refused(machine: Machine) -> None:
 
 
 def test_a_caller_outside_of_this_container_is_no_reason_to_see_nothing_mounted() -> None:
-    asked = f"import sys; sys.path.insert(0, {str(NOVA_PY.parent)!r}); import nova; print(len(nova.lines_of(nova.CALLER + '/mountinfo')))"
+    asked = f"import sys; sys.path.insert(0, {str(NOVA_PY.parent)!r}); import nova"
+    asked += "; print(len(nova.lines_of(nova.CALLER + '/mountinfo')))"
     said = subprocess.run(["unshare", "--pid", "--fork", sys.executable, "-c", asked], capture_output=True, text=True, check=True)
     assert int(said.stdout) > 0
