@@ -1794,6 +1794,7 @@ def install_packages(names: set[str]) -> None:
     if not missing and not halves:
         return
     with step(f"Install {len(missing)} packages and what they need"):
+        make_folder(STATE / "cache/apt/archives/partial")  # whoever needs room may have deleted the cache
         if halves:  # of a call that was cut off
             do("dpkg", "--configure", "-a", env=QUIET)
         lists = stat_of(ROOTFS / "var/lib/apt/lists")

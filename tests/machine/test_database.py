@@ -9,11 +9,13 @@ import json
 import os
 import pty
 import re
+import shutil
 import sqlite3
 import stat
 import subprocess
 import threading
 import uuid
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -282,12 +284,15 @@ def in_environment(cloud: Machine, script: str, url: str) -> subprocess.Complete
 
 
 @pytest.fixture
-def numbers(tmp_path: Path) -> str:
-    """The URL of a database with an empty table."""
-    with contextlib.closing(sqlite3.connect(tmp_path / "numbers")) as database:
+def numbers(cloud: Machine) -> Iterator[str]:
+    """The URL of a database with an empty table, where the cloud's processes see it."""
+    folder = cloud.folder / "nova/state/numbers"
+    folder.mkdir()
+    with contextlib.closing(sqlite3.connect(folder / "numbers")) as database:
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("CREATE TABLE numbers (n INTEGER UNIQUE)")
-    return f"sqlite:///{tmp_path}/numbers?timeout=30"
+    yield "sqlite:////run/nova.py/state/numbers/numbers?timeout=30"
+    shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("plugin", [True, False])
