@@ -143,6 +143,11 @@ class Machine:
         """Does the instance at `address` get three answers of three to its pings of `other`?"""
         return " 0% packet loss" in self.ssh(address, f"ping -c 3 -W 2 {other} || true")
 
+    def entered(self, *words: str) -> list[str]:
+        """A command that is to run where the cloud's processes do, in its Debian."""
+        pid = (self.folder / "nova/state/run/keystone.pid").read_text().strip()
+        return ["nsenter", "--mount", "--root", f"--target={pid}", "--wdns=/", *words]
+
     def processes(self) -> list[str]:
         """The cloud's processes: those that have its folder mounted at /run/nova.py."""
         found = []

@@ -46,11 +46,6 @@ def own_connection(machine: Machine) -> Any:
     return OWN.connection
 
 
-def cloud_process(machine: Machine) -> int:
-    """A process of the cloud, which has its mounts."""
-    return int((machine.folder / "nova/state/run/keystone.pid").read_text())
-
-
 def troubles(machine: Machine) -> list[str]:
     """The lines of all windows' logs that TROUBLE finds, and of which window; nova.log tells of earlier clouds as well."""
     logs = sorted(path for path in (machine.folder / "nova/state/log").glob("*.log") if path.name != "nova.log")
@@ -278,9 +273,8 @@ for _ in "12":
 
 def in_environment(cloud: Machine, script: str, url: str) -> subprocess.CompletedProcess[str]:
     """Run a script with the Python, the packages and the mounts of the cloud's services."""
-    python = "/run/nova.py/state/env/bin/python"
-    line = ["nsenter", "--mount", "--root", f"--target={cloud_process(cloud)}", python, "-c", script, url]
-    return subprocess.run(line, capture_output=True, text=True, check=False, cwd="/", timeout=120)
+    line = cloud.entered("/run/nova.py/state/env/bin/python", "-c", script, url)
+    return subprocess.run(line, capture_output=True, text=True, check=False, timeout=120)
 
 
 @pytest.fixture

@@ -51,10 +51,9 @@ def test_an_instances_disk_is_there_and_goes_with_it(cloud: Machine) -> None:
 def test_locks_are_there(cloud: Machine) -> None:
     locks, state = own(cloud, "locks"), "/run/nova.py/state"
     assert (mode(locks), locks.stat().st_uid) == (0o700, USER)
-    pid = (cloud.folder / "nova/state/run/conductor.pid").read_text().strip()
-    user = ["setpriv", "--reuid=nova-py", "--regid=nova-py", "--init-groups"]
-    inside = ["nsenter", "--target", pid, "--mount", "--root", *user, f"{state}/env/bin/python", "-c", LOCK]
-    done = subprocess.run([*inside, f"{state}/conf/nova.conf"], capture_output=True, text=True, check=False, cwd="/")
+    user = ("setpriv", "--reuid=nova-py", "--regid=nova-py", "--init-groups")
+    inside = cloud.entered(*user, f"{state}/env/bin/python", "-c", LOCK, f"{state}/conf/nova.conf")
+    done = subprocess.run(inside, capture_output=True, text=True, check=False)
     assert done.stdout == "taken\n", done.stderr
     assert (locks / "nova-probe").exists()
     assert not [p.name for p in (cloud.folder / "nova/state/locks").iterdir()]

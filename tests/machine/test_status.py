@@ -52,13 +52,12 @@ NAMED = re.compile(r"/(helper_command|filesystem_store_datadir) is")
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_each_option_is_one_that_its_program_knows(cloud: Machine, name: str) -> None:
-    state = cloud.folder / "nova/state"
     known = (*OPTIONS[name], "keystonemiddleware.auth_token", *(f"oslo.{each}" for each in OSLO))
-    command = [str(state / "env/bin/oslo-config-validator"), "--input-file", str(state / "conf" / name)]
-    env = {**os.environ, "PYTHONPATH": str(cloud.folder / "nova"), "OS_NOVA_DISABLE_EVENTLET_PATCHING": "1"}
+    state, tree = "/run/nova.py/state", ("env", "PYTHONPATH=/run/nova.py", "OS_NOVA_DISABLE_EVENTLET_PATCHING=1")
+    command = cloud.entered(*tree, f"{state}/env/bin/oslo-config-validator", "--input-file", f"{state}/conf/{name}")
     for each in known:
         command += ["--namespace", each]
-    said = subprocess.run(command, env=env, capture_output=True, text=True, check=False).stderr
+    said = subprocess.run(command, capture_output=True, text=True, check=False).stderr
     assert "Traceback" not in said, said
     assert [line for line in said.splitlines() if line.startswith("ERROR") and not NAMED.search(line)] == []
 
