@@ -909,7 +909,8 @@ def mount(*words: object) -> None:
 
 def mount_root(cfg: Settings) -> None:
     """What is in ROOTFS beside its packages: the kernel's file systems, this clone, DIR, and what is of this machine."""
-    mount("--bind", ROOTFS, ROOTFS)
+    for _ in "12":  # below a root whose parent is shared, as HOME will be, libvirt's containers cannot have one of their own
+        mount("--bind", ROOTFS, ROOTFS)
     for name in ("proc", "sys", "dev"):
         mount("--rbind", f"/{name}", ROOTFS / name)
     # modules for this kernel; the sockets of the machine's screen, which then shows our session; udev, for LVM

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -62,6 +61,7 @@ def browser(cloud: Machine) -> Iterator[webdriver.Chrome]:
     options.binary_location = "/usr/bin/chromium"
     for flag in FLAGS.split():
         options.add_argument(flag)
+    LETTERS.update(font(cloud))
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService("/usr/bin/chromedriver"))
     yield driver
     driver.quit()
@@ -82,9 +82,12 @@ return rows;
 LETTER_A = bytes((0, 0, 0x10, 0x38, 0x6C, 0xC6, 0xC6, 0xFE, 0xC6, 0xC6, 0xC6, 0xC6, 0, 0, 0, 0))
 
 
-def font() -> dict[bytes, str]:
+LETTERS: dict[bytes, str] = {}  # by their pixels
+
+
+def font(cloud: Machine) -> dict[bytes, str]:
     """The guest's letters, eight by sixteen pixels each: those of its graphics card's BIOS, where they stand in a row."""
-    rom = Path("/usr/share/seabios/vgabios-virtio.bin").read_bytes()
+    rom = (cloud.folder / "nova/state/root/usr/share/seabios/vgabios-virtio.bin").read_bytes()
     assert rom.count(LETTER_A) == 1, "this BIOS has another font"
     first = rom.index(LETTER_A) - 16 * ord("A")
     return {rom[first + 16 * code : first + 16 * code + 16]: chr(code) for code in range(126, 31, -1)}
@@ -95,11 +98,10 @@ def read_screen(browser: webdriver.Chrome) -> list[str]:
     rows: list[str] = browser.execute_script(PIXELS)  # type: ignore[no-untyped-call]
     if [len(rows), len(rows[0]) if rows else 0] != [400, 720]:
         return []  # not there yet
-    letters = font()
 
     def letter(line: int, column: int) -> str:
         pixels = bytes(int(rows[16 * line + y][9 * column : 9 * column + 8], 2) for y in range(16))
-        return letters.get(pixels, "?")  # the cursor is none
+        return LETTERS.get(pixels, "?")  # the cursor is none
 
     return ["".join(letter(line, column) for column in range(80)).rstrip() for line in range(25)]
 
