@@ -1454,7 +1454,7 @@ def check_older_clouds() -> None:
     """A cloud of 0.1 has its packages on the machine, and only 0.1 knows which these are."""
     if OLDER.exists():
         folders = ", ".join(kept(OLDER / "clouds.json")) or "unknown"
-        way = "take it away with that version: git checkout 0.1.0; sudo python3 nova.py uninstall FOLDER"
+        way = "take it away with that version: git checkout 44f9812; sudo python3 nova.py uninstall FOLDER"
         raise Failure(f"packages of an older nova.py (0.1) are installed on this machine, for the cloud in {folders}", way)
 
 
@@ -1798,8 +1798,7 @@ def install_packages(names: set[str]) -> None:
         make_folder(STATE / "cache/apt/archives/partial")  # whoever needs room may have deleted the cache
         if halves:  # of a call that was cut off
             do("dpkg", "--configure", "-a", env=QUIET)
-        lists = stat_of(ROOTFS / "var/lib/apt/lists")
-        if lists and lists.st_mtime < time.time() - 3600:
+        if (lists := stat_of(ROOTFS / "var/lib/apt/lists")) and lists.st_mtime < time.time() - 3600:
             do("apt-get", "-qq", "update", hint=NETWORK)
         do("apt-get", "-qq", "-y", "install", *missing, env=QUIET, hint=NETWORK)
 
@@ -1914,8 +1913,8 @@ def make_users() -> None:
 
 def link_plugins() -> None:
     """RabbitMQ's plugins, where it finds its modules at once."""
-    place = STATE / "rabbit-plugins"
-    make_once(place.with_suffix(".made-from"), RELEASE, lambda: do("sh", CLONE / "libexec/link-rabbit-plugins", place))
+    link = functools.partial(do, "sh", CLONE / "libexec/link-rabbit-plugins", STATE / "rabbit-plugins")
+    make_once(STATE / "rabbit-plugins.made-from", RELEASE, link)
 
 
 def make_folders(cfg: Settings) -> None:
