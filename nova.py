@@ -2023,7 +2023,7 @@ def started(cfg: Settings, window: Window, *more: str) -> Iterator[None]:
     line = (
         f". {CONF}/window; exec setpriv --reuid={user} --regid={user} --init-groups {render(window.line, cfg)} {' '.join(more)}"
     )
-    options: Any = dict(_in="", _out=str(out), _err_to_out=True, _tty_out=False, _bg=True, _bg_exc=False)
+    options: Any = dict(_in="", _out=str(out), _err_to_out=True, _tty_out=False, _bg=True, _bg_exc=False, _env=surroundings())
     words = shlex.join(["bash", "-c", line])
     start = f"enter {words} >{out} 2>&1 & {window.name}=$!"
     process = change(start, lambda: command(entered(["bash", "-c", line]), **options))
