@@ -607,8 +607,8 @@ def as_line(env: Mapping[str, str], entry: str, words: list[str]) -> str:
 
 
 def surroundings(more: Mapping[str, str] = {}) -> dict[str, str]:
-    """The environment of commands. The caller's folder for temporary files is not there in ROOTFS."""
-    return {name: value for name, value in os.environ.items() if name != "TMPDIR"} | PLAIN | dict(more)
+    """The environment of commands. The caller's folder for temporary files (TMPDIR, TEMP...) is not there in ROOTFS."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("TMP", "TEMP"))} | PLAIN | dict(more)
 
 
 def entered(words: Sequence[str]) -> list[str]:

@@ -72,12 +72,13 @@ class World:
         self.folder, self.over = folder, folder / "over"
         self.over.mkdir()
         self.holder = subprocess.Popen(["unshare", "--mount", "sleep", "infinity"])
-        self.call(WORLD.format(over=self.over, loopback=LOOPBACK, name=socket.gethostname()), TMPDIR="/")
+        self.call(WORLD.format(over=self.over, loopback=LOOPBACK, name=socket.gethostname()), TMPDIR="/run")
 
     def call(self, line: str, **more: str) -> str:
         """What a line for a shell says, in the folder, with the owner's TMPDIR."""
         enter = ["nsenter", f"--target={self.holder.pid}", "--mount", f"--wd={self.folder}"]
-        env = {**os.environ, "TMPDIR": "/tmp/mine", **more}  # noqa: S108 (in there it is the owner's alone)
+        mine = dict.fromkeys(("TMPDIR", "TMP", "TEMP", "TEMPDIR"), "/tmp/mine")  # noqa: S108 (in there it is the owner's alone)
+        env = {**os.environ, **mine, **more}
         done = subprocess.run([*enter, "bash", "-c", line], env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{line}: exit code {done.returncode}\n{done.stdout}{done.stderr}"
         return done.stdout + done.stderr
