@@ -1452,10 +1452,9 @@ OLDER = Path("/var/lib/nova.py")
 
 def check_older_clouds() -> None:
     """A cloud of 0.1 has its packages on the machine, and only 0.1 knows which these are."""
-    if OLDER.exists():
-        folders = ", ".join(kept(OLDER / "clouds.json")) or "unknown"
-        way = "take it away with that version: git checkout 44f9812; sudo python3 nova.py uninstall FOLDER"
-        raise Failure(f"packages of an older nova.py (0.1) are installed on this machine, for the cloud in {folders}", way)
+    if folders := [folder for folder in kept(OLDER / "clouds.json") if Path(folder).exists()]:
+        way = f"take it away with that version: git checkout 44f9812; sudo python3 nova.py uninstall {folders[0]}"
+        raise Failure(f"an older nova.py (0.1) has installed packages on this machine for the cloud in {folders[0]}", way)
 
 
 def check_file_system(place: Path) -> None:
