@@ -2482,11 +2482,17 @@ def start_session(cfg: Settings) -> None:
         if cfg.KSM and not DRY_RUN:
             ctypes.CDLL(None).prctl(67, 1, 0, 0, 0)  # PR_SET_MEMORY_MERGE: all that the session will start has it from us
         shell = ("bash", "--rcfile", CONF / "test", "-i")
-        do("screen", "-c", CONF / "screenrc", "-d", "-m", "-S", cfg.SCREEN_NAME, "-t", "test", *shell)
+        screen = ("screen", "-c", CONF / "screenrc", "-d", "-m", "-S", cfg.SCREEN_NAME, "-t", "test", *shell)
+        do_outside("unshare", "--mount", "--propagation", "unchanged", "sh", "-ec", PIVOT, "sh", *screen)
         wait_for("screen", lambda: session(cfg), 10)
         if cfg.SCREEN_STATUS:
             to_screen(cfg, "hardstatus", "alwayslastline", "%-w%{= BW}%50>%n* %t%{-}%+w%< %= %H")
         open_windows(cfg, windows(cfg, "preload"))
+
+
+# How the session enters ROOTFS, which becomes the root of its mounts: nothing of the machine's is mounted there any more. In one
+# that chroot entered, a container could go back to the machine's root, and libvirt would look for the container's files there.
+PIVOT = f'cd {ROOTFS}; pivot_root . mnt; mount --make-rprivate /mnt; umount --lazy /mnt; exec "$@"'
 
 
 def start_servers(cfg: Settings) -> None:
