@@ -100,7 +100,7 @@ def world(machine: Machine) -> Iterator[World]:
     missing = [place for place in places if not place.exists()]
     world = World(folder)
     yield world
-    if (folder / "nova/state").exists():
+    if (folder / "nova/novarc").exists():
         world.nova("scrub")
     world.holder.kill()
     world.holder.wait()
