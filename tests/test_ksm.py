@@ -93,6 +93,16 @@ def test_told_to_end_it_puts_back_what_it_set(kernel: Path, ksm: Ksm, number: in
     assert values(kernel) == ("0", "100")
 
 
+def test_killed_while_it_puts_back_it_leaves_what_scrub_knows(kernel: Path, ksm: Ksm, tmp_path: Path) -> None:
+    script, was = ksm(), tmp_path / "was"
+    eventually(lambda: values(kernel) == ("1", "500"))
+    was.unlink()
+    os.mkfifo(was)  # there it stands, until the fixture kills it
+    script.terminate()
+    eventually(lambda: values(kernel)[0] == "0")
+    assert script.poll() is None
+
+
 def test_killed_and_started_again_it_still_knows_what_was(kernel: Path, ksm: Ksm) -> None:
     script = ksm()
     eventually(lambda: values(kernel) == ("1", "500"))
