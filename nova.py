@@ -1598,9 +1598,9 @@ def branch(cfg: Settings, word: str = "") -> None:
     if source.kind == "moved":
         say(f"{source.url}: Launchpad ended Bazaar hosting; nova lives at {NOVAS_HOME} now, so it comes from there")
         source = Source("git", NOVAS_HOME)
-    make_root(cfg)
     is_git = source.kind == "git" or (source.kind == "folder" and Path(source.url, ".git").exists())
     if needed := {"git"} if is_git else {"brz"} if source.kind == "bzr" else set():
+        make_root(cfg)
         install_packages(needed)
     with step("Fetch nova's source"):
         fresh = fetch(cfg, source)
@@ -1686,7 +1686,7 @@ def put_tree(fresh: Path) -> None:
     """Replace the tree in DIR by `fresh`, leaving what nova.py keeps beside it, and note what each file was."""
     names = sorted(path.name for path in fresh.iterdir())
     code = [fresh / name for name in names if name not in CONTROLLED]
-    do("chmod", "--recursive", "go+rX", *code)  # services, which are not its owner, read it
+    do_outside("chmod", "--recursive", "go+rX", *code)  # services, which are not its owner, read it
     if (fresh / ".git").is_dir():
         with open(fresh / ".git/info/exclude", "a") as file:
             file.write("".join(f"/{name}\n" for name in sorted(OWN)) + "*.pyc\n*.egg-info/\n")
@@ -1753,53 +1753,73 @@ def install(cfg: Settings, for_a_new_one: bool = False) -> None:
     check_machine(cfg)
     if for_a_new_one:
         remove(KEPT)  # from now on there is nothing to start
-    if not tree()["whole"]:
-        branch(cfg)
+    in_parallel(lambda: make_root(cfg), install_client, lambda: tree()["whole"] or branch(cfg))
     packages = {name for service in services(cfg).values() for name in service.packages}
-    in_parallel(lambda: install_packages(packages), lambda: install_openstack(cfg), install_client)
+    built = (functools.partial(build_image, *row) for row in images(cfg).items())
+    in_parallel(lambda: install_packages(packages), lambda: install_openstack(cfg), *built)
     link_plugins()
     use_elsewhere(cfg)
     make_folders(cfg)
     write_config(cfg)
-    built = (functools.partial(build_image, *row) for row in images(cfg).items())
-    in_parallel(lambda: make_databases(cfg), *built, lambda: unpack_novnc(cfg), lambda: fetch_image(cfg))
+    in_parallel(lambda: make_databases(cfg), lambda: unpack_novnc(cfg), lambda: fetch_image(cfg))
 
 
 RELEASE = "trixie"  # Debian 13
-ROOT_MADE = STATE / "root.made-from"  # there when ROOTFS has its first packages, apt among them
-QUIET = {"DEBIAN_FRONTEND": "noninteractive"}
+ROOT_MADE = STATE / "root.made-from"  # there when the first packages of ROOTFS are installed
+APT = STATE / "cache/apt"
+# Packages ask nothing, and find what libexec/make-root has for them in the place of an init system.
+QUIET = {"DEBIAN_FRONTEND": "noninteractive", "PATH": f"/usr/local/sbin:{PLAIN['PATH']}"}
 
 
 def make_root(cfg: Settings) -> None:
-    """The Debian in DIR; made once, where it was cut off anew: libexec/make-root."""
+    """The Debian in DIR, unpacked; made once, where it was cut off anew: libexec/make-root."""
     if text_of(ROOT_MADE) == RELEASE:
         return
     with step(f"Make a Debian ({RELEASE}) in DIR"):
         remove(ROOTFS)
-        do_outside(LIBEXEC / "make-root", ROOTFS, STATE / "cache/apt", cfg.DEBIAN_MIRROR, hint=NETWORK)
+        do_outside(LIBEXEC / "make-root", ROOTFS, APT, cfg.DEBIAN_MIRROR, hint=NETWORK)
         for name in ("run/nova.py", "run/lock", "srv/nova.py"):
             make_folder(ROOTFS / name)
         mount_root(cfg)
         write_machine_files()
-        do("install", "--directory", "--mode=775", "--group=utmp", "/run/screen")
-        make_users()
-        write_file(ROOT_MADE, RELEASE)
+
+
+def install_first() -> None:
+    """The packages that libexec/make-root has unpacked, by dpkg, which is one of them; then the cloud's users."""
+    packages = sorted(APT.glob("first/*.deb")) or [APT / "first/*.deb"] * DRY_RUN
+    if packages:  # mmdebstrap has done it
+        do("dpkg", "--install", "--force-depends", *packages, env=QUIET)
+    do("touch", "/var/lib/apt/lists")  # they came just now; the package of apt says that they are as old as it is
+    do("install", "--directory", "--mode=775", "--group=utmp", "/run/screen")
+    make_users()
+    write_file(ROOT_MADE, RELEASE)
 
 
 def install_packages(names: set[str]) -> None:
     """What is missing of these packages in ROOTFS, with what they need, by one transaction of apt."""
+    if text_of(ROOT_MADE) != RELEASE:
+        with step("Install its first packages, and download the others"):
+            in_parallel(install_first, lambda: download_packages(names))
     states = package_states()
     missing = sorted(names - {name for name, state in states.items() if state == "install ok installed"})
     halves = [name for name, state in states.items() if state.split()[-1] not in ("installed", "config-files")]
     if not missing and not halves:
         return
     with step(f"Install {len(missing)} packages and what they need"):
-        make_folder(STATE / "cache/apt/archives/partial")  # whoever needs room may have deleted the cache
+        make_folder(APT / "archives/partial")  # whoever needs room may have deleted the cache
         if halves:  # of a call that was cut off
             do("dpkg", "--configure", "-a", env=QUIET)
         if (lists := stat_of(ROOTFS / "var/lib/apt/lists")) and lists.st_mtime < time.time() - 3600:
             do("apt-get", "-qq", "update", hint=NETWORK)
         do("apt-get", "-qq", "-y", "install", *missing, env=QUIET, hint=NETWORK)
+
+
+def download_packages(names: set[str]) -> None:
+    """For the apt of ROOTFS, by this machine's, if it has one: beside the dpkg of ROOTFS, which lets no other apt work."""
+    if shutil.which("apt-get", path=PLAIN["PATH"]):
+        into = ("-o", f"Dir::Cache::archives={APT}/archives")
+        own = {"APT_CONFIG": str(APT / "conf")}
+        do_outside("apt-get", "-qq", "-y", "--download-only", *into, "install", *sorted(names), env=own, hint=NETWORK)
 
 
 def package_states() -> dict[str, str]:
