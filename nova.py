@@ -1602,6 +1602,11 @@ def branch(cfg: Settings, word: str = "") -> None:
     if needed := {"git"} if is_git else {"brz"} if source.kind == "bzr" else set():
         make_root(cfg)
         install_packages(needed)
+    replace_tree(cfg, source, word)
+
+
+def replace_tree(cfg: Settings, source: Source, word: str) -> None:
+    """The tree in DIR is the source's from now on."""
     with step("Fetch nova's source"):
         fresh = fetch(cfg, source)
         if not DRY_RUN:
@@ -1753,7 +1758,7 @@ def install(cfg: Settings, for_a_new_one: bool = False) -> None:
     check_machine(cfg)
     if for_a_new_one:
         remove(KEPT)  # from now on there is nothing to start
-    in_parallel(lambda: make_root(cfg), install_client, lambda: tree()["whole"] or branch(cfg))
+    in_parallel(lambda: make_root(cfg), install_client, lambda: tree()["whole"] or replace_tree(cfg, source_from(""), ""))
     packages = {name for service in services(cfg).values() for name in service.packages}
     built = (functools.partial(build_image, *row) for row in images(cfg).items())
     in_parallel(lambda: install_packages(packages), lambda: install_openstack(cfg), *built)
