@@ -1601,6 +1601,7 @@ def branch(cfg: Settings, word: str = "") -> None:
     is_git = source.kind == "git" or (source.kind == "folder" and Path(source.url, ".git").exists())
     if needed := {"git"} if is_git else {"brz"} if source.kind == "bzr" else set():
         make_root(cfg)
+        install_first(needed)
         install_packages(needed)
     replace_tree(cfg, source, word)
 
@@ -1760,13 +1761,14 @@ def install(cfg: Settings, for_a_new_one: bool = False) -> None:
         remove(KEPT)  # from now on there is nothing to start
     in_parallel(lambda: make_root(cfg), install_client, lambda: tree()["whole"] or replace_tree(cfg, source_from(""), ""))
     packages = {name for service in services(cfg).values() for name in service.packages}
-    built = (functools.partial(build_image, *row) for row in images(cfg).items())
-    in_parallel(lambda: install_packages(packages), lambda: install_openstack(cfg), *built)
-    link_plugins()
+    in_parallel(lambda: install_first(packages), lambda: install_openstack(cfg))
     use_elsewhere(cfg)
     make_folders(cfg)
     write_config(cfg)
-    in_parallel(lambda: make_databases(cfg), lambda: unpack_novnc(cfg), lambda: fetch_image(cfg))
+    built = (functools.partial(build_image, *row) for row in images(cfg).items())
+    others = (lambda: install_packages(packages), lambda: unpack_novnc(cfg), lambda: fetch_image(cfg))
+    in_parallel(lambda: compile_openstack() or make_databases(cfg), *others, *built)
+    link_plugins()
 
 
 RELEASE = "trixie"  # Debian 13
@@ -1789,8 +1791,16 @@ def make_root(cfg: Settings) -> None:
         write_machine_files()
 
 
-def install_first() -> None:
-    """The packages that libexec/make-root has unpacked, by dpkg, which is one of them; then the cloud's users."""
+def install_first(packages: set[str]) -> None:
+    """What libexec/make-root has unpacked, by dpkg, which is a part of it; then what databases are made by. All is downloaded."""
+    if text_of(ROOT_MADE) != RELEASE:
+        with step("Install its first packages, and download the others"):
+            in_parallel(configure_root, lambda: download_packages(packages))
+    install_packages({*SERVICES["mariadb"].packages})
+
+
+def configure_root() -> None:
+    """Have the dpkg of ROOTFS install what is unpacked; make the cloud's users."""
     packages = sorted(APT.glob("first/*.deb")) or [APT / "first/*.deb"] * DRY_RUN
     if packages:  # mmdebstrap has done it
         do("dpkg", "--install", "--force-depends", *packages, env=QUIET)
@@ -1802,9 +1812,6 @@ def install_first() -> None:
 
 def install_packages(names: set[str]) -> None:
     """What is missing of these packages in ROOTFS, with what they need, by one transaction of apt."""
-    if text_of(ROOT_MADE) != RELEASE:
-        with step("Install its first packages, and download the others"):
-            in_parallel(install_first, lambda: download_packages(names))
     states = package_states()
     missing = sorted(names - {name for name, state in states.items() if state == "install ok installed"})
     halves = [name for name, state in states.items() if state.split()[-1] not in ("installed", "config-files")]
@@ -1853,8 +1860,16 @@ def make_environment() -> None:
         uv("pip", "install", "--python", ENV, *editable, env={"PBR_VERSION": tree_version()})
         other = f"this tree wants other libraries than uv.lock has: branch another version, or edit {HOME}/requirements.txt"
         uv("pip", "check", "--python", ENV, hint=other)
-    with step("Compile it"):
-        compile_python(site_packages(ENV), HOME / "nova")
+
+
+def compile_openstack() -> None:
+    """Once for all processes, so that none of them does it at its start."""
+
+    def make() -> None:
+        with step("Compile OpenStack"):
+            compile_python(site_packages(ENV), HOME / "nova")
+
+    make_once(ENV / "compiled-from", text_of(ENV / "made-from"), make)
 
 
 def empty_environment(place: Path) -> None:
@@ -1913,8 +1928,9 @@ def site_packages(place: Path) -> Path:
 
 
 def compile_python(*folders: Path) -> None:
-    """Once for all processes, so that none of them does it at its start; a quarter of it is what none of them imports."""
-    unused = "tests|testing|pygments|redis|setuptools|xmlschema|elementpath|authn_context|ofproto|os_ken/services|distutils"
+    """But for what no service imports: a third of it."""
+    unused = "tests|testing|pygments|redis|setuptools|xmlschema|elementpath|saml2|ofproto|os_ken/services|distutils|numpy"
+    unused += "|openstackclient|osc_lib|cmd2|prompt_toolkit|wcwidth|rich|markdown_it|manilaclient|designateclient"
     do(ENV / "bin/python", "-m", "compileall", "-qj2", f"-x/({unused})/", *folders)
 
 
@@ -1985,7 +2001,10 @@ def write_config(cfg: Settings) -> None:
     for service in services(cfg).values():
         for name, (path, mode, owner) in service.files.items():
             text = (HERE / name).read_text()
-            write_file(Path(render(path, cfg)), render(text, cfg) if name.endswith(".tmpl") else text, mode, USERS[owner])
+            place = Path(render(path, cfg))
+            if place.is_relative_to(ROOTFS):  # its package comes later
+                make_folder(place.parent)
+            write_file(place, render(text, cfg) if name.endswith(".tmpl") else text, mode, USERS[owner])
     if DRY_RUN:
         print(f". {HOME}/novarc  # for what openstack asks for below")
     for name in ("fernet/0", "fernet/1", "credential/0", "credential/1"):
