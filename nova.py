@@ -1761,13 +1761,14 @@ def install(cfg: Settings, for_a_new_one: bool = False) -> None:
         remove(KEPT)  # from now on there is nothing to start
     in_parallel(lambda: make_root(cfg), install_client, lambda: tree()["whole"] or replace_tree(cfg, source_from(""), ""))
     packages = {name for service in services(cfg).values() for name in service.packages}
-    in_parallel(lambda: install_first(packages), lambda: install_openstack(cfg))
+    in_parallel(lambda: install_first(packages), lambda: install_openstack(cfg) or compile_openstack())
     use_elsewhere(cfg)
     make_folders(cfg)
     write_config(cfg)
     built = (functools.partial(build_image, *row) for row in images(cfg).items())
     others = (lambda: install_packages(packages), lambda: unpack_novnc(cfg), lambda: fetch_image(cfg))
-    in_parallel(lambda: compile_openstack() or make_databases(cfg), *others, *built)
+    in_parallel(lambda: make_databases(cfg), *others, *built)
+    remove(APT / "srcpkgcache.bin")  # apt's own, for its next call: 45 MB
     link_plugins()
 
 
