@@ -787,7 +787,8 @@ def render(text: str, cfg: Settings) -> str:
 def write_file(path: Path, content: str | bytes, mode: int = 0o644, owner: str = ROOT) -> None:
     """Write it whole or not at all, readable for nobody too early."""
     text = content if isinstance(content, str) else content.decode()
-    line = f"{owned_by('install', owner)} --mode={mode:o} /dev/stdin {path}" + ("" if text else " </dev/null")
+    early = " -D" * path.is_relative_to(ROOTFS / "etc")  # its package, and so the folder, may come later
+    line = f"{owned_by('install', owner)}{early} --mode={mode:o} /dev/stdin {path}" + ("" if text else " </dev/null")
     change(line, lambda: put_file(path, text, mode, owner), text)
 
 
@@ -801,6 +802,8 @@ def owned_by(program: str, owner: str) -> str:
 
 def put_file(path: Path, content: str, mode: int, owner: str) -> None:
     """Write a file for write_file."""
+    if path.is_relative_to(ROOTFS / "etc"):
+        path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(path.name + ".new")
     new.unlink(missing_ok=True)
     with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
@@ -1759,9 +1762,10 @@ def install(cfg: Settings, for_a_new_one: bool = False) -> None:
     check_machine(cfg)
     if for_a_new_one:
         remove(KEPT)  # from now on there is nothing to start
-    in_parallel(lambda: make_root(cfg), install_client, lambda: tree()["whole"] or replace_tree(cfg, source_from(""), ""))
+    fetched = [] if tree()["whole"] else [lambda: replace_tree(cfg, source_from(""), "")]
+    in_parallel(lambda: make_root(cfg), install_client, *fetched)
     packages = {name for service in services(cfg).values() for name in service.packages}
-    in_parallel(lambda: install_first(packages), lambda: install_openstack(cfg) or compile_openstack())
+    in_parallel(lambda: install_first(packages), lambda: install_openstack(cfg))
     use_elsewhere(cfg)
     make_folders(cfg)
     write_config(cfg)
@@ -1794,6 +1798,7 @@ def make_root(cfg: Settings) -> None:
 
 def install_first(packages: set[str]) -> None:
     """What libexec/make-root has unpacked, by dpkg, which is a part of it; then what databases are made by. All is downloaded."""
+    make_folder(APT / "archives/partial")  # whoever needs room may have deleted the cache
     if text_of(ROOT_MADE) != RELEASE:
         with step("Install its first packages, and download the others"):
             in_parallel(configure_root, lambda: download_packages(packages))
@@ -1802,9 +1807,8 @@ def install_first(packages: set[str]) -> None:
 
 def configure_root() -> None:
     """Have the dpkg of ROOTFS install what is unpacked; make the cloud's users."""
-    packages = sorted(APT.glob("first/*.deb")) or [APT / "first/*.deb"] * DRY_RUN
-    if packages:  # mmdebstrap has done it
-        do("dpkg", "--install", "--force-depends", *packages, env=QUIET)
+    if has_apt():  # else mmdebstrap has done it
+        do("dpkg", "--install", "--recursive", "--force-depends", APT / "first", env=QUIET)
     do("touch", "/var/lib/apt/lists")  # they came just now; the package of apt says that they are as old as it is
     do("install", "--directory", "--mode=775", "--group=utmp", "/run/screen")
     make_users()
@@ -1819,7 +1823,6 @@ def install_packages(names: set[str]) -> None:
     if not missing and not halves:
         return
     with step(f"Install {len(missing)} packages and what they need"):
-        make_folder(APT / "archives/partial")  # whoever needs room may have deleted the cache
         if halves:  # of a call that was cut off
             do("dpkg", "--configure", "-a", env=QUIET)
         if (lists := stat_of(ROOTFS / "var/lib/apt/lists")) and lists.st_mtime < time.time() - 3600:
@@ -1829,10 +1832,14 @@ def install_packages(names: set[str]) -> None:
 
 def download_packages(names: set[str]) -> None:
     """For the apt of ROOTFS, by this machine's, if it has one: beside the dpkg of ROOTFS, which lets no other apt work."""
-    if shutil.which("apt-get", path=PLAIN["PATH"]):
-        into = ("-o", f"Dir::Cache::archives={APT}/archives")
-        own = {"APT_CONFIG": str(APT / "conf")}
+    if has_apt():
+        into, own = ("-o", f"Dir::Cache::archives={APT}/archives"), {"APT_CONFIG": str(APT / "conf")}
         do_outside("apt-get", "-qq", "-y", "--download-only", *into, "install", *sorted(names), env=own, hint=NETWORK)
+
+
+def has_apt() -> bool:
+    """Is this machine one with apt, which then made ROOTFS?"""
+    return bool(shutil.which("apt-get", path=PLAIN["PATH"]))
 
 
 def package_states() -> dict[str, str]:
@@ -1861,16 +1868,8 @@ def make_environment() -> None:
         uv("pip", "install", "--python", ENV, *editable, env={"PBR_VERSION": tree_version()})
         other = f"this tree wants other libraries than uv.lock has: branch another version, or edit {HOME}/requirements.txt"
         uv("pip", "check", "--python", ENV, hint=other)
-
-
-def compile_openstack() -> None:
-    """Once for all processes, so that none of them does it at its start."""
-
-    def make() -> None:
-        with step("Compile OpenStack"):
-            compile_python(site_packages(ENV), HOME / "nova")
-
-    make_once(ENV / "compiled-from", text_of(ENV / "made-from"), make)
+    with step("Compile it"):
+        compile_python(site_packages(ENV), HOME / "nova")
 
 
 def empty_environment(place: Path) -> None:
@@ -1929,7 +1928,7 @@ def site_packages(place: Path) -> Path:
 
 
 def compile_python(*folders: Path) -> None:
-    """But for what no service imports: a third of it."""
+    """Once for all processes, so that none of them does it at its start; a third of it is what none of them imports."""
     unused = "tests|testing|pygments|redis|setuptools|xmlschema|elementpath|saml2|ofproto|os_ken/services|distutils|numpy"
     unused += "|openstackclient|osc_lib|cmd2|prompt_toolkit|wcwidth|rich|markdown_it|manilaclient|designateclient"
     do(ENV / "bin/python", "-m", "compileall", "-qj2", f"-x/({unused})/", *folders)
@@ -2002,10 +2001,7 @@ def write_config(cfg: Settings) -> None:
     for service in services(cfg).values():
         for name, (path, mode, owner) in service.files.items():
             text = (HERE / name).read_text()
-            place = Path(render(path, cfg))
-            if place.is_relative_to(ROOTFS):  # its package comes later
-                make_folder(place.parent)
-            write_file(place, render(text, cfg) if name.endswith(".tmpl") else text, mode, USERS[owner])
+            write_file(Path(render(path, cfg)), render(text, cfg) if name.endswith(".tmpl") else text, mode, USERS[owner])
     if DRY_RUN:
         print(f". {HOME}/novarc  # for what openstack asks for below")
     for name in ("fernet/0", "fernet/1", "credential/0", "credential/1"):

@@ -315,7 +315,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
     monkeypatch.setattr(nova, "netifaces", machine.netifaces())
     monkeypatch.setattr(os, "chown", machine.give)
     monkeypatch.setattr(os, "open", machine.os_open)
-    machine.fake("apt-get")
+    for name in ("apt-get", "touch"):
+        machine.fake(name)
     machine.fake("unshare", f'until [ "$1" = screen ]; do shift; done; shift; exec {machine.commands}/screen "$@"')
     machine.fake(str(nova.LIBEXEC / "machine-files.py"))
     for name, script in (("env", ENV), ("chroot", CHROOT)):  # they have no line in transcripts

@@ -34,7 +34,7 @@ NO_SESSION = '[ "$1" != -ls ] || { echo "No Sockets found"; exit 1; }'
 UNPACK = f"""d={LAST}/nova-34; /bin/mkdir -p $d/nova/db $d/nova/wsgi $d/bin
 echo 1 >$d/nova/api.py; echo 2 >$d/bin/tool; echo >$d/nova/wsgi/osapi_compute.py; echo name = nova >$d/setup.cfg"""
 VENV = f'case "$*" in *" venv "*) /bin/mkdir -p {LAST}/lib/python3.13/site-packages;; esac'
-MAKE_ROOT = "/bin/mkdir -p $1/var/lib/dpkg $1/etc/sudoers.d; /bin/touch $1/var/lib/dpkg/status"
+MAKE_ROOT = "/bin/mkdir -p $1/var/lib/dpkg $1/usr; /bin/touch $1/var/lib/dpkg/status"
 
 
 @pytest.fixture
@@ -186,16 +186,23 @@ def test_what_a_source_needs_is_installed_only_for_that_source(cfg: nova.Setting
 
 
 def test_a_debian_that_was_cut_off_is_made_anew(cfg: nova.Settings, installable: Machine) -> None:
-    installable.fake("dpkg", "exit 1")
+    def make() -> None:
+        nova.make_root(cfg)
+        nova.install_first({"git"})
+
     installable.fake(nova.LIBEXEC / "make-root", MAKE_ROOT + "; exit 1")
     with pytest.raises(nova.Failure, match=r"(?s)make-root .*ended with exit code 1"):
-        nova.branch(cfg)
-    installable.put(nova.ROOTFS / "half")
+        make()
     installable.fake(nova.LIBEXEC / "make-root", MAKE_ROOT)
+    installable.fake("dpkg", "exit 1")
+    with pytest.raises(nova.Failure, match=r"(?s)dpkg .*ended with exit code 1"):
+        make()
+    installable.put(nova.ROOTFS / "half")
+    installable.fake("dpkg")
     for _ in "ab":
-        nova.branch(cfg)
+        make()
     assert not (nova.ROOTFS / "half").exists()
-    assert installable.transcript().count("/make-root ") == 2
+    assert installable.transcript().count("/make-root ") == 3
 
 
 @pytest.mark.parametrize("name", sorted(nova.OWN))
@@ -482,7 +489,7 @@ def test_run_detached(runnable_installed: Machine, expect: Expect, capsys: pytes
 def test_run_detached_alone_installs_what_is_missing(runnable: Machine) -> None:
     assert nova.main(["run_detached", folder(runnable)]) == 0
     calls = " ".join(runnable.called())
-    steps = ("make-root", "useradd", "tar --extract", "apt-get", "uv --quiet", "mariadb-install-db", "build.py")
+    steps = ("make-root", "uv --quiet", "tar --extract", "useradd", "apt-get", "mariadb-install-db", "build.py")
     steps += ("--sparse=always", "nft -f")
     assert sorted(steps, key=calls.index) == list(steps)
 
