@@ -1553,7 +1553,7 @@ def network_of(process: int | str) -> str:
 
 NOVAS_HOME = "https://opendev.org/openstack/nova"
 
-# SOURCE looks like                                              and is (conf/packages.toml: what that needs)
+# SOURCE looks like                                              and is (branch: what that needs)
 SOURCES = (
     (r"(pypi:nova)?",                                              "locked"),
     (r"pypi:nova==(?P<ref>[\w.]+)",                                "pypi"),
@@ -1604,7 +1604,7 @@ def branch(cfg: Settings, word: str = "") -> None:
     is_git = source.kind == "git" or (source.kind == "folder" and Path(source.url, ".git").exists())
     if needed := {"git"} if is_git else {"brz"} if source.kind == "bzr" else set():
         make_root(cfg)
-        install_first(needed)
+        configure_root()
         install_packages(needed)
     replace_tree(cfg, source, word)
 
@@ -1764,20 +1764,21 @@ def install(cfg: Settings, for_a_new_one: bool = False) -> None:
         remove(KEPT)  # from now on there is nothing to start
     fetched = [] if tree()["whole"] else [lambda: replace_tree(cfg, source_from(""), "")]
     in_parallel(lambda: make_root(cfg), install_client, *fetched)
-    packages = {name for service in services(cfg).values() for name in service.packages}
-    in_parallel(lambda: install_first(packages), lambda: install_openstack(cfg))
+    in_parallel(configure_root, lambda: install_openstack(cfg))
     use_elsewhere(cfg)
     make_folders(cfg)
     write_config(cfg)
+    packages = {name for service in services(cfg).values() for name in service.packages}
     built = (functools.partial(build_image, *row) for row in images(cfg).items())
     others = (lambda: install_packages(packages), lambda: unpack_novnc(cfg), lambda: fetch_image(cfg))
-    in_parallel(lambda: make_databases(cfg), *others, *built)
+    in_parallel(lambda: prepare_databases(cfg), *others, *built)
     remove(APT / "srcpkgcache.bin")  # apt's own, for its next call: 45 MB
     link_plugins()
 
 
 RELEASE = "trixie"  # Debian 13
 ROOT_MADE = STATE / "root.made-from"  # there when the first packages of ROOTFS are installed
+FIRST = sorted(SERVICES["mariadb"].packages)  # beside those of every Debian: databases are made while apt installs the others
 APT = STATE / "cache/apt"
 # Packages ask nothing, and find what libexec/make-root has for them in the place of an init system.
 QUIET = {"DEBIAN_FRONTEND": "noninteractive", "PATH": f"/usr/local/sbin:{PLAIN['PATH']}"}
@@ -1789,30 +1790,24 @@ def make_root(cfg: Settings) -> None:
         return
     with step(f"Make a Debian ({RELEASE}) in DIR"):
         remove(ROOTFS)
-        do_outside(LIBEXEC / "make-root", ROOTFS, APT, cfg.DEBIAN_MIRROR, hint=NETWORK)
+        do_outside(LIBEXEC / "make-root", ROOTFS, APT, cfg.DEBIAN_MIRROR, *FIRST, hint=NETWORK)
         for name in ("run/nova.py", "run/lock", "srv/nova.py"):
             make_folder(ROOTFS / name)
         mount_root(cfg)
         write_machine_files()
 
 
-def install_first(packages: set[str]) -> None:
-    """What libexec/make-root has unpacked, by dpkg, which is a part of it; then what databases are made by. All is downloaded."""
-    make_folder(APT / "archives/partial")  # whoever needs room may have deleted the cache
-    if text_of(ROOT_MADE) != RELEASE:
-        with step("Install its first packages, and download the others"):
-            in_parallel(configure_root, lambda: download_packages(packages))
-    install_packages({*SERVICES["mariadb"].packages})
-
-
 def configure_root() -> None:
-    """Have the dpkg of ROOTFS install what is unpacked; make the cloud's users."""
-    if has_apt():  # else mmdebstrap has done it
-        do("dpkg", "--install", "--recursive", "--force-depends", APT / "first", env=QUIET)
-    do("touch", "/var/lib/apt/lists")  # they came just now; the package of apt says that they are as old as it is
-    do("install", "--directory", "--mode=775", "--group=utmp", "/run/screen")
-    make_users()
-    write_file(ROOT_MADE, RELEASE)
+    """Have its dpkg install what is unpacked, as packages are to be; make the cloud's users."""
+    if text_of(ROOT_MADE) == RELEASE:
+        return
+    with step("Install its first packages"):
+        if (APT / "first").exists() or DRY_RUN:  # else mmdebstrap has done it
+            do("dpkg", "--install", "--recursive", "--force-depends", APT / "first", env=QUIET)
+        do("touch", "/var/lib/apt/lists")  # they came just now; the package of apt says that they are as old as it is
+        do("install", "--directory", "--mode=775", "--group=utmp", "/run/screen")
+        make_users()
+        write_file(ROOT_MADE, RELEASE)
 
 
 def install_packages(names: set[str]) -> None:
@@ -1823,23 +1818,12 @@ def install_packages(names: set[str]) -> None:
     if not missing and not halves:
         return
     with step(f"Install {len(missing)} packages and what they need"):
+        make_folder(APT / "archives/partial")  # whoever needs room may have deleted the cache
         if halves:  # of a call that was cut off
             do("dpkg", "--configure", "-a", env=QUIET)
         if (lists := stat_of(ROOTFS / "var/lib/apt/lists")) and lists.st_mtime < time.time() - 3600:
             do("apt-get", "-qq", "update", hint=NETWORK)
         do("apt-get", "-qq", "-y", "install", *missing, env=QUIET, hint=NETWORK)
-
-
-def download_packages(names: set[str]) -> None:
-    """For the apt of ROOTFS, by this machine's, if it has one: beside the dpkg of ROOTFS, which lets no other apt work."""
-    if has_apt():
-        into, own = ("-o", f"Dir::Cache::archives={APT}/archives"), {"APT_CONFIG": str(APT / "conf")}
-        do_outside("apt-get", "-qq", "-y", "--download-only", *into, "install", *sorted(names), env=own, hint=NETWORK)
-
-
-def has_apt() -> bool:
-    """Is this machine one with apt, which then made ROOTFS?"""
-    return bool(shutil.which("apt-get", path=PLAIN["PATH"]))
 
 
 def package_states() -> dict[str, str]:
@@ -1868,8 +1852,6 @@ def make_environment() -> None:
         uv("pip", "install", "--python", ENV, *editable, env={"PBR_VERSION": tree_version()})
         other = f"this tree wants other libraries than uv.lock has: branch another version, or edit {HOME}/requirements.txt"
         uv("pip", "check", "--python", ENV, hint=other)
-    with step("Compile it"):
-        compile_python(site_packages(ENV), HOME / "nova")
 
 
 def empty_environment(place: Path) -> None:
@@ -1928,7 +1910,7 @@ def site_packages(place: Path) -> Path:
 
 
 def compile_python(*folders: Path) -> None:
-    """Once for all processes, so that none of them does it at its start; a third of it is what none of them imports."""
+    """But for what no service imports: a third of it."""
     unused = "tests|testing|pygments|redis|setuptools|xmlschema|elementpath|saml2|ofproto|os_ken/services|distutils|numpy"
     unused += "|openstackclient|osc_lib|cmd2|prompt_toolkit|wcwidth|rich|markdown_it|manilaclient|designateclient"
     do(ENV / "bin/python", "-m", "compileall", "-qj2", f"-x/({unused})/", *folders)
@@ -2014,6 +1996,17 @@ WRITTEN_INTO_DATABASES = (
     *("HOSTNAME", "HOST_IP", "ADMIN_PASSWORD", "SERVICE_PASSWORD", "DEMO_PASSWORD", "EC2_ACCESS_KEY", "EC2_SECRET_KEY", "CELL"),
     "QUOTA_GIGABYTES",  # cinder keeps its default quotas there
 )
+
+
+def prepare_databases(cfg: Settings) -> None:
+    """Compile what fills them, and all others, once for all processes, so that none of them does it at its start; fill them."""
+
+    def compile_all() -> None:
+        with step("Compile OpenStack"):
+            compile_python(site_packages(ENV), HOME / "nova")
+
+    make_once(ENV / "compiled-from", text_of(ENV / "made-from"), compile_all)
+    make_databases(cfg)
 
 
 def make_databases(cfg: Settings) -> None:
