@@ -1764,14 +1764,14 @@ def install(cfg: Settings, for_a_new_one: bool = False) -> None:
         remove(KEPT)  # from now on there is nothing to start
     fetched = [] if tree()["whole"] else [lambda: replace_tree(cfg, source_from(""), "")]
     in_parallel(lambda: make_root(cfg), install_client, *fetched)
-    built = (functools.partial(build_image, *row) for row in images(cfg).items())
-    in_parallel(configure_root, lambda: install_openstack(cfg), *built)
+    in_parallel(configure_root, lambda: install_openstack(cfg))
     use_elsewhere(cfg)
     make_folders(cfg)
     write_config(cfg)
     packages = {name for service in services(cfg).values() for name in service.packages}
+    built = (functools.partial(build_image, *row) for row in images(cfg).items())
     others = (lambda: install_packages(packages), lambda: unpack_novnc(cfg), lambda: fetch_image(cfg))
-    in_parallel(lambda: prepare_databases(cfg), *others)
+    in_parallel(lambda: prepare_databases(cfg), *others, *built)
     remove(APT / "srcpkgcache.bin")  # apt's own, for its next call: 45 MB
     link_plugins()
 
