@@ -1802,7 +1802,7 @@ def configure_root() -> None:
     if text_of(ROOT_MADE) == RELEASE:
         return
     with step("Install its first packages"):
-        if (APT / "first").exists() or DRY_RUN:  # else mmdebstrap has done it
+        if shutil.which("apt-get", path=PLAIN["PATH"]):  # else mmdebstrap has done it
             do("dpkg", "--install", "--recursive", "--force-depends", APT / "first", env=QUIET)
         do("touch", "/var/lib/apt/lists")  # they came just now; the package of apt says that they are as old as it is
         do("install", "--directory", "--mode=775", "--group=utmp", "/run/screen")
@@ -2005,7 +2005,7 @@ def prepare_databases(cfg: Settings) -> None:
         with step("Compile OpenStack"):
             compile_python(site_packages(ENV), HOME / "nova")
 
-    make_once(ENV / "compiled-from", text_of(ENV / "made-from"), compile_all)
+    make_once(ENV / "compiled-from", f"{RELEASE} {text_of(ENV / 'made-from')}", compile_all)
     make_databases(cfg)
 
 

@@ -188,7 +188,7 @@ def test_what_a_source_needs_is_installed_only_for_that_source(cfg: nova.Setting
 def test_a_debian_that_was_cut_off_is_made_anew(cfg: nova.Settings, installable: Machine) -> None:
     def make() -> None:
         nova.make_root(cfg)
-        nova.install_first({"git"})
+        nova.configure_root()
 
     installable.fake(nova.LIBEXEC / "make-root", MAKE_ROOT + "; exit 1")
     with pytest.raises(nova.Failure, match=r"(?s)make-root .*ended with exit code 1"):
@@ -489,7 +489,7 @@ def test_run_detached(runnable_installed: Machine, expect: Expect, capsys: pytes
 def test_run_detached_alone_installs_what_is_missing(runnable: Machine) -> None:
     assert nova.main(["run_detached", folder(runnable)]) == 0
     calls = " ".join(runnable.called())
-    steps = ("make-root", "uv --quiet", "tar --extract", "useradd", "apt-get", "mariadb-install-db", "build.py")
+    steps = ("make-root", "uv --quiet", "tar --extract", "useradd", "mariadb-install-db", "build.py")
     steps += ("--sparse=always", "nft -f")
     assert sorted(steps, key=calls.index) == list(steps)
 
