@@ -900,6 +900,7 @@ def private_mounts(cfg: Settings) -> None:
     mount("--bind", cfg.DIR.resolve(), HOME)
     if ROOT_MADE.exists():
         mount_root(cfg)
+        share_screen()
         write_machine_files()
 
 
@@ -916,8 +917,7 @@ def mount_root(cfg: Settings) -> None:
         mount("--bind", ROOTFS, ROOTFS)
     for name in ("proc", "sys", "dev"):
         mount("--rbind", f"/{name}", ROOTFS / name)
-    # modules for this kernel; the sockets of the machine's screen, which then shows our session; udev, for LVM
-    for place in ("/lib/modules", "/run/screen", "/run/udev"):
+    for place in ("/lib/modules", "/run/udev"):  # modules for this kernel; udev, for LVM
         if Path(place).is_dir():
             make_folder(ROOTFS / place[1:])
             mount("--bind", place, ROOTFS / place[1:])
@@ -936,6 +936,20 @@ def mount_root(cfg: Settings) -> None:
         for name in CONTROLLERS:
             make_folder(groups / name)
             mount("-t", "cgroup", "-o", name, "cgroup", groups / name)
+
+
+def share_screen() -> None:
+    """Where this machine has a screen, it finds our session: the sockets are in its folder, whose mode our screen has to fit.
+
+    The package of screen would change that mode, so this comes after it.
+    """
+    folder, ours, program = Path("/run/screen"), ROOTFS / "run/screen", ROOTFS / "usr/bin/screen"
+    if folder.is_dir() and program.exists() and not ours.samefile(folder):
+        mount("--bind", folder, ours)
+        mode = 0o2755 if folder.stat().st_mode & 0o777 == 0o775 else 0o755  # set-group-ID, as in Debian 12
+        if program.stat().st_mode & 0o7777 != mode:
+            do("chgrp", "utmp", "/usr/bin/screen")
+            do("chmod", f"{mode:o}", "/usr/bin/screen")
 
 
 def write_machine_files() -> None:
@@ -1772,6 +1786,7 @@ def install(cfg: Settings, for_a_new_one: bool = False) -> None:
     built = (functools.partial(build_image, *row) for row in images(cfg).items())
     others = (lambda: install_packages(packages), lambda: unpack_novnc(cfg), lambda: fetch_image(cfg))
     in_parallel(lambda: prepare_databases(cfg), *others, *built)
+    share_screen()
     remove(APT / "srcpkgcache.bin")  # apt's own, for its next call: 45 MB
     link_plugins()
 
@@ -1805,7 +1820,6 @@ def configure_root() -> None:
         if shutil.which("apt-get", path=PLAIN["PATH"]):  # else mmdebstrap has done it
             do("dpkg", "--install", "--recursive", "--force-depends", APT / "first", env=QUIET)
         do("touch", "/var/lib/apt/lists")  # they came just now; the package of apt says that they are as old as it is
-        do("install", "--directory", "--mode=775", "--group=utmp", "/run/screen")
         make_users()
         write_file(ROOT_MADE, RELEASE)
 

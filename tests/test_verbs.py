@@ -511,6 +511,23 @@ def test_a_kvm_that_is_not_asked_for_is_hidden(runnable: Machine) -> None:
     assert "/dev/kvm" not in runnable.transcript()
 
 
+@pytest.mark.parametrize(("mode", "ours"), [(0o775, ["2755"]), (0o1777, [])])
+def test_the_folder_of_this_machines_screen_keeps_its_mode_and_ours_fits_it(machine: Machine, mode: int, ours: list[str]) -> None:
+    folder, program = machine.path("/run/screen"), machine.put(nova.ROOTFS / "usr/bin/screen")
+    folder.mkdir(parents=True)
+    folder.chmod(mode)
+    program.chmod(0o755)
+    (nova.ROOTFS / "run/screen").mkdir(parents=True)
+    for name in ("chgrp", "chmod"):
+        machine.fake(name)
+    machine.fake("mount", machine.mounting())
+    for _ in "ab":
+        nova.share_screen()
+    change = [line for mode in ours for line in ("chgrp utmp /usr/bin/screen", f"chmod {mode} /usr/bin/screen")]
+    assert machine.called() == ["mount --bind /run/screen /run/nova.py/state/root/run/screen", *change]
+    assert folder.stat().st_mode & 0o7777 == mode
+
+
 @pytest.mark.parametrize(("lives", "calls"), [(True, []), (False, ["terminate", "clean"])])
 def test_run_ends_the_cloud_when_its_session_has_ended(
     cfg: nova.Settings, machine: Machine, monkeypatch: pytest.MonkeyPatch, lives: bool, calls: list[str]

@@ -184,6 +184,7 @@ class Machine:
             "routes": sorted([*ask("ip", "route").splitlines(), *ask("ip", "-6", "route").splitlines()]),
             "IPv6": {str(p): read(p) for name in IPV6_SWITCHES for p in Path("/proc/sys/net/ipv6/conf").glob(f"*/{name}")},
             "loop devices": self.loop_devices(),
+            "screen's folder": oct(Path("/run/screen").stat().st_mode) if Path("/run/screen").exists() else "",
         }
 
     def loop_devices(self) -> list[str]:
