@@ -25,7 +25,8 @@ def download(url: str) -> bytes:
         with urllib.request.urlopen(url, timeout=60) as answer:
             content: bytes = answer.read()
     except OSError as error:
-        sys.exit(f"cannot download {url}: {error}")
+        unknown = "CERTIFICATE_VERIFY_FAILED" in str(error)
+        sys.exit(f"cannot download {url}: {error}" + "; install ca-certificates, if this machine has none" * unknown)
     return content
 
 

@@ -4,8 +4,10 @@
 import hashlib
 import http.server
 import importlib.util
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,3 +89,12 @@ def test_a_version_that_there_is_not(site: str, tmp_path: Path) -> None:
 def test_without_a_network_it_says_so(lock: Path, tmp_path: Path) -> None:
     lock.write_text(lock.read_text().replace("/uv.whl", "/gone.whl"))
     assert "HTTP Error 404" in refusal("uv", "whl", str(tmp_path / "file"))
+
+
+@pytest.mark.online
+def test_a_machine_without_certificates(real: Callable[[str], str], tmp_path: Path) -> None:
+    words = [real(sys.executable), program.__file__, "uv", "_x86_64.whl$", str(tmp_path / "file")]
+    none = {"SSL_CERT_FILE": "/dev/null", "SSL_CERT_DIR": str(tmp_path)}
+    done = subprocess.run(words, env=none, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "CERTIFICATE_VERIFY_FAILED" in done.stderr
+    assert done.stderr.endswith("; install ca-certificates, if this machine has none\n")

@@ -88,7 +88,7 @@ def test_a_subport_is_a_vlan_in_the_guest(cloud: Machine, network: Any, two: Two
     """Ping, TCP, whose segments have a tag and unfinished checksums, and the names of the subport's network."""
     address, link = two.subport.fixed_ips[0]["ip_address"], f"eth0.5 address {two.subport.mac_address} type vlan id 5"
     cloud.ssh(two.floating, f"{USE_TAGS}; ip link add link eth0 name {link} && ip link set eth0.5 up")
-    cloud.ssh(two.floating, f"ip address add {address}/24 dev eth0.5")
+    cloud.ssh(two.floating, f"ip address replace {address}/24 dev eth0.5")
     eventually("a ping over the subport", lambda: cloud.reaches(two.floating, two.tagged), 60)
     eventually("TCP", lambda: "SSH-2.0" in cloud.ssh(two.floating, f"nc -w 5 {two.tagged} 22 </dev/null"))
     # ovn-controller answers, whoever is asked

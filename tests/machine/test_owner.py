@@ -18,9 +18,11 @@ import pytest
 
 from .conftest import NOVA_PY, Machine, read
 
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 LOOPBACK = "127.7.7.53"  # as systemd-resolved has 127.0.0.53
 # hosts without localhost; sudoers without includedir; a resolver that instances cannot reach, and whom that one asks; an apt
-# source that is dead; folders for temporary files that hold no programs and are nobody else's
+# source that is dead; folders for temporary files that hold no programs and are nobody else's; another distribution with apt,
+# which has Debian's keys as its own, and in another place
 WORLD = """set -e
 mount --make-rprivate /
 mount -t tmpfs tmpfs {over}
@@ -33,7 +35,12 @@ rm -f /etc/resolv.conf
 echo nameserver {loopback} >/etc/resolv.conf
 echo 127.0.1.1 {name} >/etc/hosts
 echo 'root ALL=(ALL) ALL' >/etc/sudoers
-mkdir -p /etc/apt/sources.list.d
+mkdir -p /etc/apt/sources.list.d /etc/apt/keyrings
+cp {keyring} /etc/apt/keyrings/own.gpg
+find /etc/apt -name '*.sources' -exec sed -i 's#{keyring}#/etc/apt/keyrings/own.gpg#' {{}} +
+mount -t tmpfs tmpfs {keyring.parent}
+rm /etc/os-release
+printf 'ID=ubuntu\nID_LIKE=debian\nVERSION_CODENAME=noble\n' >/etc/os-release
 echo 'deb http://127.0.0.1:9/debian stable main' >/etc/apt/sources.list.d/dead.list
 mount -t tmpfs -o noexec,mode=1777 tmpfs /tmp
 mkdir -m 700 /tmp/mine
@@ -72,7 +79,8 @@ class World:
         self.folder, self.over = folder, folder / "over"
         self.over.mkdir()
         self.holder = subprocess.Popen(["unshare", "--mount", "sleep", "infinity"])
-        self.call(WORLD.format(over=self.over, loopback=LOOPBACK, name=socket.gethostname()), TMPDIR="/run")
+        world = WORLD.format(over=self.over, loopback=LOOPBACK, name=socket.gethostname(), keyring=KEYRING)
+        self.call(world, TMPDIR="/run")
 
     def call(self, line: str, **more: str) -> str:
         """What a line for a shell says, in the folder, with the owner's TMPDIR."""
