@@ -114,7 +114,7 @@ def type_line(browser: webdriver.Chrome, text: str) -> None:
     browser.find_element("css selector", "canvas").click()
     keys = ActionChains(browser)
     for key in text:
-        if plain := SHIFTED.get(key):
+        if plain := SHIFTED.get(key, key.lower() if key.isupper() else ""):
             keys.key_down(Keys.SHIFT)
         keys.send_keys(plain or key)
         if plain:
