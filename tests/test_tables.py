@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""nova.py's tables, packages.toml and uv.lock are sound and fit together."""
+"""nova.py's tables, services.toml and uv.lock are sound and fit together."""
 
 import re
 import shlex

@@ -26,7 +26,7 @@ LOOPBACK = "127.7.7.53"  # as systemd-resolved has 127.0.0.53
 WORLD = """set -e
 mount --make-rprivate /
 mount -t tmpfs tmpfs {over}
-mkdir {over}/etc {over}/work
+mkdir {over}/etc {over}/keys {over}/work {over}/work-of-keys
 mount -t overlay overlay -o lowerdir=/etc,upperdir={over}/etc,workdir={over}/work /etc
 mkdir -p /run/systemd/resolve
 mount -t tmpfs tmpfs /run/systemd/resolve
@@ -38,7 +38,8 @@ echo 'root ALL=(ALL) ALL' >/etc/sudoers
 mkdir -p /etc/apt/sources.list.d /etc/apt/keyrings
 cp {keyring} /etc/apt/keyrings/own.gpg
 find /etc/apt -name '*.sources' -exec sed -i 's#{keyring}#/etc/apt/keyrings/own.gpg#' {{}} +
-mount -t tmpfs tmpfs {keyring.parent}
+mount -t overlay overlay -o lowerdir={keyring.parent},upperdir={over}/keys,workdir={over}/work-of-keys {keyring.parent}
+rm {keyring}
 rm /etc/os-release
 printf 'ID=ubuntu\nID_LIKE=debian\nVERSION_CODENAME=noble\n' >/etc/os-release
 echo 'deb http://127.0.0.1:9/debian stable main' >/etc/apt/sources.list.d/dead.list
