@@ -2061,7 +2061,7 @@ def fill_databases(cfg: Settings) -> None:
                 register_services(cfg)
                 create_accounts(cfg)
         do(*COPY, place, kept)  # sparse, half of the size
-        remove(place)
+        do("rm", "--recursive", "--force", place)
 
 
 @contextlib.contextmanager
@@ -3265,8 +3265,13 @@ def uninstall(cfg: Settings, *options: str) -> None:
         return
     scrub(cfg, yes)
     lost, tops, around = changes(), tree()["top"], kept(AROUND).get("made", ())
-    looks: list[list[str]] = []
-    forgiven(wait_for, "the machine as it was", lambda: looks.append(differences()) or not looks[-1], 5)
+    different = list[str]()
+
+    def is_as_it_was() -> bool:
+        different[:] = differences()
+        return not different
+
+    forgiven(wait_for, "the machine as it was", is_as_it_was, 5)
     leave_mounts(cfg)
     remove_folder(cfg, [] if lost else tops, keep)
     for folder in around:
@@ -3277,8 +3282,8 @@ def uninstall(cfg: Settings, *options: str) -> None:
     do_outside("rm", "--force", LOCK)
     if not keep:  # last: this program runs from it
         do_outside("rm", "--recursive", "--force", HERE / ".tool.lock", TOOL)
-    if looks and looks[-1]:
-        raise Failure("the machine is not as it was before the first run", tail=tuple(looks[-1]))
+    if different:
+        raise Failure("the machine is not as it was before the first run", tail=tuple(different))
 
 
 def remove_folder(cfg: Settings, tops: list[str], keep: bool) -> None:

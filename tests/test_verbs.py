@@ -489,8 +489,8 @@ def test_run_detached(runnable_installed: Machine, expect: Expect, capsys: pytes
 def test_run_detached_alone_installs_what_is_missing(runnable: Machine) -> None:
     assert nova.main(["run_detached", folder(runnable)]) == 0
     calls = " ".join(runnable.called())
-    steps = ("make-root", "uv --quiet", "tar --extract", "useradd", "mariadb-install-db", "build.py")
-    steps += ("--sparse=always", "nft -f")
+    steps = ("make-root", "uv --quiet", "tar --extract", "useradd", "mariadb-install-db", "--sparse=always", "build.py")
+    steps += ("screen -c", "nft -f")
     assert sorted(steps, key=calls.index) == list(steps)
 
 
