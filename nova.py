@@ -1814,14 +1814,15 @@ def make_root(cfg: Settings) -> None:
 
 def configure_root() -> None:
     """Have its dpkg install what is unpacked, as packages are to be; make the cloud's users."""
-    if text_of(ROOT_MADE) == RELEASE:
-        return
-    with step("Install its first packages"):
-        if shutil.which("apt-get", path=PLAIN["PATH"]):  # else mmdebstrap has done it
-            do("dpkg", "--install", "--recursive", "--force-depends", APT / "first", env=QUIET)
-        do("touch", "/var/lib/apt/lists")  # they came just now; the package of apt says that they are as old as it is
-        make_users()
-        write_file(ROOT_MADE, RELEASE)
+
+    def configure() -> None:
+        with step("Install its first packages"):
+            if shutil.which("apt-get", path=PLAIN["PATH"]):  # else mmdebstrap has done it
+                do("dpkg", "--install", "--recursive", "--force-depends", APT / "first", env=QUIET)
+            do("touch", "/var/lib/apt/lists")  # they came just now; the package of apt says that they are as old as it is
+            make_users()
+
+    make_once(ROOT_MADE, RELEASE, configure)
 
 
 def install_packages(names: set[str]) -> None:

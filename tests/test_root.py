@@ -176,7 +176,7 @@ def test_without_apt_it_is_mmdebstraps_work(make_root: Made, machine: Machine) -
 
 @pytest.mark.parametrize("apt", [True, False], ids=["apt", "mmdebstrap"])
 def test_in_it_no_package_starts_a_service_and_what_is_downloaded_stays_in_the_cache(
-    make_root: Made, machine: Machine, real: Real, apt: bool
+    make_root: Made, machine: Machine, apt: bool
 ) -> None:
     if not apt:
         (machine.commands / "apt-get").unlink()

@@ -34,7 +34,7 @@ NO_SESSION = '[ "$1" != -ls ] || { echo "No Sockets found"; exit 1; }'
 UNPACK = f"""d={LAST}/nova-34; /bin/mkdir -p $d/nova/db $d/nova/wsgi $d/bin
 echo 1 >$d/nova/api.py; echo 2 >$d/bin/tool; echo >$d/nova/wsgi/osapi_compute.py; echo name = nova >$d/setup.cfg"""
 VENV = f'case "$*" in *" venv "*) /bin/mkdir -p {LAST}/lib/python3.13/site-packages;; esac'
-MAKE_ROOT = "/bin/mkdir -p $1/var/lib/dpkg $1/usr; /bin/touch $1/var/lib/dpkg/status"
+MAKE_ROOT = "/bin/mkdir -p $1/var/lib/dpkg; /bin/touch $1/var/lib/dpkg/status"
 
 
 @pytest.fixture
@@ -489,8 +489,8 @@ def test_run_detached(runnable_installed: Machine, expect: Expect, capsys: pytes
 def test_run_detached_alone_installs_what_is_missing(runnable: Machine) -> None:
     assert nova.main(["run_detached", folder(runnable)]) == 0
     calls = " ".join(runnable.called())
-    steps = ("make-root", "uv --quiet", "tar --extract", "useradd", "mariadb-install-db", "--sparse=always", "build.py")
-    steps += ("screen -c", "nft -f")
+    steps = ("make-root", "uv --quiet", "tar --extract", "useradd", "mariadb-install-db", "--sparse=always")
+    steps += ("apt-get", "build.py", "screen -c", "nft -f")
     assert sorted(steps, key=calls.index) == list(steps)
 
 
