@@ -996,6 +996,11 @@ def processes() -> list[psutil.Process]:
     return sorted(found, key=lambda p: p.pid)
 
 
+def program_of(process: int | str) -> str:
+    """What a process runs, as the kernel has it: its first 15 characters; "" where it has ended."""
+    return text_of(f"/proc/{process}/comm").rstrip("\n")
+
+
 def containers() -> list[str]:
     """The ids of the instances that are containers, as our libvirt has them."""
     return re.findall("<uuid>(.*)</uuid>", "".join(path.read_text() for path in DOMAINS.glob("lxc/*.xml")))
@@ -1499,9 +1504,8 @@ def has_owners(place: Path) -> bool:
 def holder(tap: str) -> str:
     """Whose it is, where it is a program's."""
     for file in Path("/proc").glob("[0-9]*/fdinfo/*"):
-        with contextlib.suppress(OSError, psutil.Error):  # it has ended
-            if f"iff:\t{tap}\n" in file.read_text():
-                return f" (of {psutil.Process(int(file.parts[-3])).name()}, pid {file.parts[-3]})"
+        if f"iff:\t{tap}\n" in text_of(file):
+            return f" (of {program_of(file.parts[-3])}, pid {file.parts[-3]})"
     return ""
 
 
@@ -1536,7 +1540,7 @@ def check_ports(cfg: Settings) -> None:
     for connection in sorted(psutil.net_connections("tcp"), key=lambda each: getattr(each.laddr, "port", 0)):
         port = connection.laddr.port if connection.laddr else 0
         if connection.status == psutil.CONN_LISTEN and port in wanted:
-            name = psutil.Process(connection.pid).name() if connection.pid else "a program that cannot be seen"
+            name = program_of(connection.pid or 0) or "a program that cannot be seen"
             whose = cloud_named(connection.pid) or f"{name}, pid {connection.pid}"
             raise Failure(f"port {port} is in use by {whose}", "end that first")
 
@@ -3200,7 +3204,7 @@ def take_down(cfg: Settings, seconds: float = 0.2) -> None:
 
     `seconds` are for what OpenStack stands on, whose data is kept; clean, as a crash, gives it hardly any.
     """
-    if "ovs-vswitchd" in [process.name() for process in processes()]:  # a run that was cut off before it marked them
+    if "ovs-vswitchd" in [program_of(process.pid) for process in processes()]:  # a run that was cut off before it marked them
         mark_bridges()
     end_windows([WINDOWS["ksm"]], 3)  # or the kernel goes on
     end_windows([each for each in WINDOWS.values() if each.wave in OPENSTACK], min(seconds, 3))

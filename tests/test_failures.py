@@ -393,7 +393,8 @@ def test_a_port_in_use_names_who_has_it(
         machine.listening = [c for c in everybodys_connections("tcp") if c.pid == os.getpid()]
         window = {"name": "mine", "wave": "control", "user": "service", "command": "", "ready": f"127.0.0.1:{port}"}
         monkeypatch.setattr(nova, "SERVICES", {"mine": nova.Service("mine", window=(window,))})
-        who = f"the cloud in {cloud} (session theirs)" if cloud else f"{psutil.Process().name()}, pid {os.getpid()}"
+        machine.put(f"/proc/{os.getpid()}/comm", "theirs\n")
+        who = f"the cloud in {cloud} (session theirs)" if cloud else f"theirs, pid {os.getpid()}"
         assert str(failure(nova.check_ports, cfg)) == f"port {port} is in use by {who}"
     machine.listening = [c for c in everybodys_connections("tcp") if c.pid == os.getpid()]
     nova.check_ports(cfg)

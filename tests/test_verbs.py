@@ -912,6 +912,17 @@ def test_clean_ends_the_processes_of_this_cloud_only(cfg: nova.Settings, machine
     assert [lives(pid) for pid in (ours, anothers, strangers)] == [False, True, True]
 
 
+def test_a_process_that_ended_by_itself_meanwhile_stops_nobody(
+    cfg: nova.Settings, fake: Fake, process: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = psutil.Process(process())
+    ended.kill()
+    ended.wait()
+    monkeypatch.setattr(nova, "processes", lambda: [ended])
+    fake("screen", NO_SESSION)
+    nova.take_down(cfg)
+
+
 def test_whoever_does_not_end_when_asked_is_ended(process: Any) -> None:
     stubborn = process("TERM")
     nova.end_processes([psutil.Process(stubborn)], 0.2)
