@@ -907,8 +907,8 @@ def private_mounts(cfg: Settings) -> None:
 def mount(*words: object) -> None:
     """A mount that nobody sees but the cloud's processes and us; with --dry-run for us, where there is something to see."""
     do_outside("mount", *words)
-    if DRY_RUN and all(Path(str(place)).exists() for place in words if str(place).startswith("/")):
-        carry_out(["mount", *map(str, words)])
+    if DRY_RUN:
+        forgiven(carry_out, ["mount", *map(str, words)])
 
 
 def mount_root(cfg: Settings) -> None:
@@ -1622,7 +1622,6 @@ def branch(cfg: Settings, word: str = "") -> None:
     is_git = source.kind == "git" or (source.kind == "folder" and Path(source.url, ".git").exists())
     if needed := {"git"} if is_git else {"brz"} if source.kind == "bzr" else set():
         make_root(cfg)
-        configure_root()
         install_packages(needed)
     replace_tree(cfg, source, word)
 
@@ -1782,22 +1781,34 @@ def install(cfg: Settings, for_a_new_one: bool = False) -> None:
         remove(KEPT)  # from now on there is nothing to start
     fetched = [] if tree()["whole"] else [lambda: replace_tree(cfg, source_from(""), "")]
     in_parallel(lambda: make_root(cfg), install_client, *fetched)
-    in_parallel(configure_root, lambda: install_openstack(cfg))
-    use_elsewhere(cfg)
-    make_folders(cfg)
-    write_config(cfg)
     packages = {name for service in services(cfg).values() for name in service.packages}
-    built = (functools.partial(build_image, *row) for row in images(cfg).items())
-    others = (lambda: install_packages(packages), lambda: unpack_novnc(cfg), lambda: fetch_image(cfg))
-    in_parallel(lambda: prepare_databases(cfg), *others, *built)
+
+    def install_rest() -> None:
+        install_packages(packages)
+        for name in images(cfg).keys() - {"ami-tty"}:  # whose builder is a package
+            build_image(name, IMAGES[name])
+
+    others = (lambda: unpack_novnc(cfg), lambda: fetch_image(cfg), lambda: build_image("ami-tty", IMAGES["ami-tty"]))
+    in_parallel(lambda: prepare_openstack(cfg), install_rest, *others)
     share_screen()
     remove(APT / "srcpkgcache.bin")  # apt's own, for its next call: 45 MB
     link_plugins()
 
 
+def prepare_openstack(cfg: Settings) -> None:
+    """OpenStack in its environment, configured, compiled, and with filled databases."""
+    install_openstack(cfg)
+    use_elsewhere(cfg)
+    make_folders(cfg)
+    write_config(cfg)
+    compile_openstack()
+    make_databases(cfg)
+
+
 RELEASE = "trixie"  # Debian 13
 ROOT_MADE = STATE / "root.made-from"  # there when the first packages of ROOTFS are installed
-FIRST = sorted(SERVICES["mariadb"].packages)  # beside those of every Debian: databases are made while apt installs the others
+# What is unpacked first, beside what every Debian has: OpenStack is installed, and its databases made, while dpkg is at work.
+FIRST = ("apt", "ca-certificates", "passwd", "python3", *sorted(SERVICES["mariadb"].packages))
 APT = STATE / "cache/apt"
 # Packages ask nothing, and find what libexec/make-root has for them in the place of an init system.
 QUIET = {"DEBIAN_FRONTEND": "noninteractive", "PATH": f"/usr/local/sbin:{PLAIN['PATH']}"}
@@ -1814,24 +1825,17 @@ def make_root(cfg: Settings) -> None:
             make_folder(ROOTFS / name)
         mount_root(cfg)
         write_machine_files()
-
-
-def configure_root() -> None:
-    """Have its dpkg install what is unpacked, as packages are to be; make the cloud's users."""
-
-    def configure() -> None:
-        with step("Install its first packages"):
-            if shutil.which("apt-get", path=PLAIN["PATH"]):  # else mmdebstrap has done it
-                do("dpkg", "--install", "--recursive", "--force-depends", APT / "first", env=QUIET)
-            do("touch", "/var/lib/apt/lists")  # they came just now; the package of apt says that they are as old as it is
-            make_users()
-
-    make_once(ROOT_MADE, RELEASE, configure)
+        make_users()
+        if package_states():  # by mmdebstrap it is installed
+            write_file(ROOT_MADE, RELEASE)
 
 
 def install_packages(names: set[str]) -> None:
-    """What is missing of these packages in ROOTFS, with what they need, by one transaction of apt."""
+    """What is missing of these packages in ROOTFS, with what they need."""
     states = package_states()
+    if not states:
+        make_once(ROOT_MADE, RELEASE, functools.partial(install_unpacked, names))
+        return
     missing = sorted(names - {name for name, state in states.items() if state == "install ok installed"})
     halves = [name for name, state in states.items() if state.split()[-1] not in ("installed", "config-files")]
     if not missing and not halves:
@@ -1843,6 +1847,17 @@ def install_packages(names: set[str]) -> None:
         if (lists := stat_of(ROOTFS / "var/lib/apt/lists")) and lists.st_mtime < time.time() - 3600:
             do("apt-get", "-qq", "update", hint=NETWORK)
         do("apt-get", "-qq", "-y", "install", *missing, env=QUIET, hint=NETWORK)
+
+
+def install_unpacked(names: set[str]) -> None:
+    """What is unpacked is installed as packages are to be, with these: by one call of dpkg, which takes apt a dozen."""
+    with step(f"Install {len(names)} packages and what they need"):
+        files = APT / "first"
+        words = ("--download-only", "-o", f"Dir::Cache::archives={files}", "install", "?essential", *FIRST, *sorted(names))
+        do("apt-get", "-qq", "-y", *words, hint=NETWORK)
+        do("dpkg", "--install", "--recursive", "--force-depends", files, env=QUIET)
+        do("touch", "/var/lib/apt/lists")  # they came just now; the package of apt says that they are as old as it is
+        remove(files)
 
 
 def package_states() -> dict[str, str]:
@@ -2017,15 +2032,14 @@ WRITTEN_INTO_DATABASES = (
 )
 
 
-def prepare_databases(cfg: Settings) -> None:
-    """Compile what fills them, and all others, once for all processes, so that none of them does it at its start; fill them."""
+def compile_openstack() -> None:
+    """Once for all processes, so that none of them does it at its start."""
 
     def compile_all() -> None:
         with step("Compile OpenStack"):
             compile_python(site_packages(ENV), HOME / "nova")
 
     make_once(ENV / "compiled-from", f"{RELEASE} {text_of(ENV / 'made-from')}", compile_all)
-    make_databases(cfg)
 
 
 def make_databases(cfg: Settings) -> None:

@@ -55,7 +55,8 @@ APT = f"""case "$*" in
     *--download-only*) dir=$(sed -n 's/^Dir::Cache::archives "\\(.*\\)";/\\1/p' "$APT_CONFIG"); : >$dir/one_1_all.deb ;;
 esac"""
 EXTRACT = (
-    f'mkdir -p "$3/{Path(KEYRING).parent}" "$3"/usr/share/{{doc,man,common}}; : >"$3/{KEYRING}"; : >"$3"/usr/share/man/of-it'
+    f'mkdir -p "$3/{Path(KEYRING).parent}" "$3"/usr/share/{{doc,man,common,base-passwd}}; : >"$3/{KEYRING}"'
+    '; : >"$3"/usr/share/man/of-it; for name in passwd group; do echo root::0: >"$3/usr/share/base-passwd/$name.master"; done'
 )
 
 
@@ -66,7 +67,7 @@ class Made:
         self.machine, self.root, self.cache = machine, machine.root / "dir/root", machine.root / "dir/cache"
         self.bash = real("bash")
         self.release, self.keyring = machine.put("/etc/os-release", DEBIAN), machine.put(f"/{KEYRING}")
-        for name in ("mkdir", "cat", "rm", "sed", "ln", "nproc", "xargs", "sh"):
+        for name in ("mkdir", "cat", "cp", "rm", "sed", "ln", "nproc", "xargs", "sh"):
             (machine.commands / name).symlink_to(real(name))
         machine.fake("mmdebstrap")
         machine.fake("apt-get", APT)
@@ -80,7 +81,7 @@ class Made:
         for place, instead in places.items():
             assert place in text
             text = text.replace(place, str(instead))
-        words = [self.bash, self.machine.put("/srv/make-root", text), self.root, self.cache, mirror, "mariadb"]
+        words = [self.bash, self.machine.put("/srv/make-root", text), self.root, self.cache, mirror, "apt", "mariadb"]
         subprocess.run(words, check=True, stdin=subprocess.DEVNULL, env={"PATH": str(self.machine.commands)})
 
     @property
@@ -111,7 +112,7 @@ def test_a_debians_own_apt_makes_a_debian_and_stays_as_it_is(make_root: Made) ->
         ": dpkg --print-architecture",
         "CACHE/conf: apt-get -qq update",
         "CACHE/conf: apt-get -qq autoclean",
-        "CACHE/conf: apt-get -qq -y --download-only install ?essential apt ca-certificates passwd python3 mariadb",
+        "CACHE/conf: apt-get -qq -y --download-only install ?essential apt mariadb",
         "CACHE/conf: dpkg-deb --extract CACHE/first/one_1_all.deb ROOT",
     ]
     config = (make_root.cache / "conf").read_text()
@@ -170,7 +171,7 @@ def test_without_apt_it_is_mmdebstraps_work(make_root: Made, machine: Machine) -
     (machine.commands / "apt-get").unlink()
     make_root()
     make_root("http://chosen.example/debian")
-    line = ": mmdebstrap --quiet --mode=root --variant=apt --include=apt,ca-certificates,passwd,python3,mariadb trixie ROOT"
+    line = ": mmdebstrap --quiet --mode=root --variant=apt --include=apt,mariadb trixie ROOT"
     assert make_root.calls == [line, f"{line} http://chosen.example/debian"]
 
 
@@ -191,9 +192,14 @@ def test_in_it_no_package_starts_a_service_and_what_is_downloaded_stays_in_the_c
 def test_what_nobody_reads_is_neither_there_nor_comes_later(make_root: Made) -> None:
     make_root()
     share = make_root.root / "usr/share"
-    assert sorted(path.name for path in share.iterdir()) == ["common", "keyrings"]
+    assert sorted(path.name for path in share.iterdir()) == ["base-passwd", "common", "keyrings"]
     left_out = (make_root.root / "etc/dpkg/dpkg.cfg.d/nova-py").read_text().splitlines()
     assert {"path-exclude=/usr/share/doc/*", "path-exclude=/usr/share/man/*"} < {*left_out}
+
+
+def test_the_clouds_users_can_come_before_the_packages(make_root: Made) -> None:
+    make_root()
+    assert [(make_root.root / f"etc/{name}").read_text() for name in ("passwd", "group")] == ["root::0:\n"] * 2
 
 
 def test_it_ends_where_a_step_of_it_fails(make_root: Made, machine: Machine) -> None:

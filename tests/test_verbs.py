@@ -56,6 +56,8 @@ def installable(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
     quiet = "cp sync chmod apt-get dpkg useradd groupadd install sh python3 setpriv mariadb apt-config"
     for name in (*quiet.split(), nova.ENV / "bin/python", sys.executable):
         machine.fake(name)
+    known = "".join(f"Package: {name}\nStatus: install ok installed\n\n" for name in (*packages(), "brz"))
+    machine.fake("dpkg", f"printf %s '{known}' >{nova.ROOTFS}/var/lib/dpkg/status")
     return machine
 
 
@@ -179,7 +181,7 @@ def test_another_release_is_asked_for_by_its_version(cfg: nova.Settings, install
 def test_what_a_source_needs_is_installed_only_for_that_source(cfg: nova.Settings, installable: Machine) -> None:
     with pytest.raises((nova.Failure, Leak)):
         nova.branch(cfg, "bzr+https://example.org/nova")
-    assert re.search(r"apt-get .* install brz$", installable.transcript(), re.M)
+    assert re.search(r"apt-get .* install .*brz$", installable.transcript(), re.M)
     installable.calls.unlink()
     nova.branch(cfg)
     assert "apt-get" not in installable.transcript()
@@ -188,7 +190,7 @@ def test_what_a_source_needs_is_installed_only_for_that_source(cfg: nova.Setting
 def test_a_debian_that_was_cut_off_is_made_anew(cfg: nova.Settings, installable: Machine) -> None:
     def make() -> None:
         nova.make_root(cfg)
-        nova.configure_root()
+        nova.install_packages({"sudo"})
 
     installable.fake(nova.LIBEXEC / "make-root", MAKE_ROOT + "; exit 1")
     with pytest.raises(nova.Failure, match=r"(?s)make-root .*ended with exit code 1"):
@@ -203,6 +205,28 @@ def test_a_debian_that_was_cut_off_is_made_anew(cfg: nova.Settings, installable:
         make()
     assert not (nova.ROOTFS / "half").exists()
     assert installable.transcript().count("/make-root ") == 3
+
+
+def asked_for_packages(machine: Machine) -> list[str]:
+    return [line for line in machine.called() if re.search(r"^(\S+=\S+ )?(apt-get|dpkg) ", line)]
+
+
+def test_the_first_packages_are_installed_by_one_call_of_dpkg(cfg: nova.Settings, installable: Machine) -> None:
+    nova.make_root(cfg)
+    nova.install_packages({"sudo"})
+    files = "/run/nova.py/state/cache/apt/first"
+    download = f"--download-only -o Dir::Cache::archives={files} install '?essential' {' '.join(nova.FIRST)} sudo"
+    assert asked_for_packages(installable) == [
+        f"apt-get -qq -y {download}",
+        f"DEBIAN_FRONTEND=noninteractive dpkg --install --recursive --force-depends {files}",
+    ]
+
+
+def test_where_mmdebstrap_has_installed_the_first_packages_the_others_are_apts(cfg: nova.Settings, installable: Machine) -> None:
+    installable.fake(nova.LIBEXEC / "make-root", f"{MAKE_ROOT}; printf 'Package: apt\nStatus: install ok installed\n' >$_")
+    nova.make_root(cfg)
+    nova.install_packages({"sudo"})
+    assert asked_for_packages(installable) == ["DEBIAN_FRONTEND=noninteractive apt-get -qq -y install sudo"]
 
 
 @pytest.mark.parametrize("name", sorted(nova.OWN))
@@ -290,6 +314,7 @@ def test_packages_cut_off_are_finished_by_the_next_call(cfg: nova.Settings, inst
 
 def test_old_lists_of_packages_are_renewed_first(cfg: nova.Settings, installable: Machine) -> None:
     lists = installable.put(nova.ROOTFS / "var/lib/apt/lists/deb").parent
+    have(installable, "apt")
     nova.install_packages({"screen"})
     assert "apt-get -qq update" not in installable.transcript()
     os.utime(lists, (0, 0))
@@ -489,7 +514,7 @@ def test_run_detached(runnable_installed: Machine, expect: Expect, capsys: pytes
 def test_run_detached_alone_installs_what_is_missing(runnable: Machine) -> None:
     assert nova.main(["run_detached", folder(runnable)]) == 0
     calls = " ".join(runnable.called())
-    steps = ("make-root", "uv --quiet", "tar --extract", "useradd", "mariadb-install-db", "--sparse=always")
+    steps = ("make-root", "useradd", "uv --quiet", "tar --extract", "mariadb-install-db", "--sparse=always")
     steps += ("apt-get", "build.py", "screen -c", "nft -f")
     assert sorted(steps, key=calls.index) == list(steps)
 

@@ -16,12 +16,14 @@ pytestmark = pytest.mark.slow
 # The step at whose beginning run_detached is killed, and what is removed first so that the step is needed. Each call finds
 # what the one before it left, and comes further; the last one comes to the end.
 POINTS = (
+    ("Make a Debian",                   "nova/state/root.made-from"),
     ("Fetch nova's source",             "nova/state/tree.json"),
     ("Put it into",                     ""),
     ("Install OpenStack's environment", "nova/state/env"),
-    ("Compile it",                      ""),
+    ("Compile OpenStack",               ""),
     ("Make the databases",              "nova/state/cache/mysql.made-from"),
     ("Build the image ami-tty",         "nova/images"),
+    ("packages and what they need",     ""),
     ("Empty the databases",             ""),
     ("Create the bridges",              ""),
     ("Start the APIs",                  ""),
@@ -38,7 +40,7 @@ def before(machine: Machine) -> dict[str, object]:
     return machine.traces()
 
 
-def test_run_detached_is_killed_at_ten_points_and_called_again(machine: Machine, before: dict[str, object]) -> None:
+def test_run_detached_is_killed_at_a_dozen_points_and_called_again(machine: Machine, before: dict[str, object]) -> None:
     for point, _ in POINTS:
         kill_at(machine, point)
     assert "The cloud is up" in machine.nova("run_detached")
