@@ -1621,7 +1621,7 @@ def branch(cfg: Settings, word: str = "") -> None:
         source = Source("git", NOVAS_HOME)
     is_git = source.kind == "git" or (source.kind == "folder" and Path(source.url, ".git").exists())
     if needed := {"git"} if is_git else {"brz"} if source.kind == "bzr" else set():
-        make_root(cfg)
+        make_root(cfg, needed)
         install_packages(needed)
     replace_tree(cfg, source, word)
 
@@ -1780,8 +1780,8 @@ def install(cfg: Settings, for_a_new_one: bool = False) -> None:
     if for_a_new_one:
         remove(KEPT)  # from now on there is nothing to start
     fetched = [] if tree()["whole"] else [lambda: replace_tree(cfg, source_from(""), "")]
-    in_parallel(lambda: make_root(cfg), install_client, *fetched)
     packages = {name for service in services(cfg).values() for name in service.packages}
+    in_parallel(lambda: make_root(cfg, packages), install_client, *fetched)
 
     def install_rest() -> None:
         install_packages(packages)
@@ -1807,20 +1807,20 @@ def prepare_openstack(cfg: Settings) -> None:
 
 RELEASE = "trixie"  # Debian 13
 ROOT_MADE = STATE / "root.made-from"  # there when the first packages of ROOTFS are installed
-# What is unpacked first, beside what every Debian has: OpenStack is installed, and its databases made, while dpkg is at work.
+# What is unpacked at once, beside what every Debian has: OpenStack is installed, and its databases made, while dpkg is at work.
 FIRST = ("apt", "ca-certificates", "passwd", "python3", *sorted(SERVICES["mariadb"].packages))
 APT = STATE / "cache/apt"
 # Packages ask nothing, and find what libexec/make-root has for them in the place of an init system.
 QUIET = {"DEBIAN_FRONTEND": "noninteractive", "PATH": f"/usr/local/sbin:{PLAIN['PATH']}"}
 
 
-def make_root(cfg: Settings) -> None:
-    """The Debian in DIR, unpacked; made once, where it was cut off anew: libexec/make-root."""
+def make_root(cfg: Settings, names: set[str]) -> None:
+    """The Debian in DIR, unpacked, and these packages downloaded; made once, where it was cut off anew: libexec/make-root."""
     if text_of(ROOT_MADE) == RELEASE:
         return
     with step(f"Make a Debian ({RELEASE}) in DIR"):
         remove(ROOTFS)
-        do_outside(LIBEXEC / "make-root", ROOTFS, APT, cfg.DEBIAN_MIRROR, *FIRST, hint=NETWORK)
+        do_outside(LIBEXEC / "make-root", ROOTFS, APT, cfg.DEBIAN_MIRROR, *FIRST, "--", *sorted(names), hint=NETWORK)
         for name in ("run/nova.py", "run/lock", "srv/nova.py"):
             make_folder(ROOTFS / name)
         mount_root(cfg)
@@ -1834,7 +1834,7 @@ def install_packages(names: set[str]) -> None:
     """What is missing of these packages in ROOTFS, with what they need."""
     states = package_states()
     if not states:
-        make_once(ROOT_MADE, RELEASE, functools.partial(install_unpacked, names))
+        make_once(ROOT_MADE, RELEASE, install_unpacked)
         return
     missing = sorted(names - {name for name, state in states.items() if state == "install ok installed"})
     halves = [name for name, state in states.items() if state.split()[-1] not in ("installed", "config-files")]
@@ -1849,15 +1849,12 @@ def install_packages(names: set[str]) -> None:
         do("apt-get", "-qq", "-y", "install", *missing, env=QUIET, hint=NETWORK)
 
 
-def install_unpacked(names: set[str]) -> None:
-    """What is unpacked is installed as packages are to be, with these: by one call of dpkg, which takes apt a dozen."""
-    with step(f"Install {len(names)} packages and what they need"):
-        files = APT / "first"
-        words = ("--download-only", "-o", f"Dir::Cache::archives={files}", "install", "?essential", *FIRST, *sorted(names))
-        do("apt-get", "-qq", "-y", *words, hint=NETWORK)
-        do("dpkg", "--install", "--recursive", "--force-depends", files, env=QUIET)
+def install_unpacked() -> None:
+    """What make_root has unpacked and downloaded is installed, by one call of dpkg, which takes apt a dozen."""
+    with step("Install its packages"):
+        do("dpkg", "--install", "--recursive", "--force-depends", APT / "first", env=QUIET)
         do("touch", "/var/lib/apt/lists")  # they came just now; the package of apt says that they are as old as it is
-        remove(files)
+        remove(APT / "first")
 
 
 def package_states() -> dict[str, str]:

@@ -181,15 +181,15 @@ def test_another_release_is_asked_for_by_its_version(cfg: nova.Settings, install
 def test_what_a_source_needs_is_installed_only_for_that_source(cfg: nova.Settings, installable: Machine) -> None:
     with pytest.raises((nova.Failure, Leak)):
         nova.branch(cfg, "bzr+https://example.org/nova")
-    assert re.search(r"apt-get .* install .*brz$", installable.transcript(), re.M)
+    assert re.search(r"/make-root .* -- brz$", installable.transcript(), re.M)
     installable.calls.unlink()
     nova.branch(cfg)
-    assert "apt-get" not in installable.transcript()
+    assert not asked_for_packages(installable)
 
 
 def test_a_debian_that_was_cut_off_is_made_anew(cfg: nova.Settings, installable: Machine) -> None:
     def make() -> None:
-        nova.make_root(cfg)
+        nova.make_root(cfg, {"sudo"})
         nova.install_packages({"sudo"})
 
     installable.fake(nova.LIBEXEC / "make-root", MAKE_ROOT + "; exit 1")
@@ -212,19 +212,17 @@ def asked_for_packages(machine: Machine) -> list[str]:
 
 
 def test_the_first_packages_are_installed_by_one_call_of_dpkg(cfg: nova.Settings, installable: Machine) -> None:
-    nova.make_root(cfg)
+    nova.make_root(cfg, {"sudo"})
     nova.install_packages({"sudo"})
-    files = "/run/nova.py/state/cache/apt/first"
-    download = f"--download-only -o Dir::Cache::archives={files} install '?essential' {' '.join(nova.FIRST)} sudo"
-    assert asked_for_packages(installable) == [
-        f"apt-get -qq -y {download}",
-        f"DEBIAN_FRONTEND=noninteractive dpkg --install --recursive --force-depends {files}",
-    ]
+    words = f"/run/nova.py/state/root /run/nova.py/state/cache/apt '' {' '.join(nova.FIRST)} -- sudo"
+    assert f"/make-root {words}\n" in installable.transcript()
+    line = "dpkg --install --recursive --force-depends /run/nova.py/state/cache/apt/first"
+    assert asked_for_packages(installable) == [f"DEBIAN_FRONTEND=noninteractive {line}"]
 
 
 def test_where_mmdebstrap_has_installed_the_first_packages_the_others_are_apts(cfg: nova.Settings, installable: Machine) -> None:
     installable.fake(nova.LIBEXEC / "make-root", f"{MAKE_ROOT}; printf 'Package: apt\nStatus: install ok installed\n' >$_")
-    nova.make_root(cfg)
+    nova.make_root(cfg, {"sudo"})
     nova.install_packages({"sudo"})
     assert asked_for_packages(installable) == ["DEBIAN_FRONTEND=noninteractive apt-get -qq -y install sudo"]
 
@@ -515,7 +513,7 @@ def test_run_detached_alone_installs_what_is_missing(runnable: Machine) -> None:
     assert nova.main(["run_detached", folder(runnable)]) == 0
     calls = " ".join(runnable.called())
     steps = ("make-root", "useradd", "uv --quiet", "tar --extract", "mariadb-install-db", "--sparse=always")
-    steps += ("apt-get", "build.py", "screen -c", "nft -f")
+    steps += ("dpkg --install", "build.py", "screen -c", "nft -f")
     assert sorted(steps, key=calls.index) == list(steps)
 
 
@@ -529,7 +527,7 @@ def test_a_kvm_that_is_not_asked_for_is_hidden(runnable: Machine) -> None:
     runnable.put("/dev/kvm")
     cfg = nova.settings_from({}, folder(runnable))
     nova.prepare_folder(cfg, "run")
-    nova.make_root(cfg)
+    nova.make_root(cfg, {"sudo"})
     assert "mount --bind /run/nova.py/state/no-kvm /run/nova.py/state/root/dev/kvm\n" in runnable.transcript()
     runnable.calls.unlink()
     nova.private_mounts(nova.replace(cfg, LIBVIRT_TYPE="kvm"))
