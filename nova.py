@@ -1621,7 +1621,7 @@ def branch(cfg: Settings, word: str = "") -> None:
         source = Source("git", NOVAS_HOME)
     is_git = source.kind == "git" or (source.kind == "folder" and Path(source.url, ".git").exists())
     if needed := {"git"} if is_git else {"brz"} if source.kind == "bzr" else set():
-        make_root(cfg, needed)
+        make_root(cfg)
         install_packages(needed)
     replace_tree(cfg, source, word)
 
@@ -1781,7 +1781,7 @@ def install(cfg: Settings, for_a_new_one: bool = False) -> None:
         remove(KEPT)  # from now on there is nothing to start
     fetched = [] if tree()["whole"] else [lambda: replace_tree(cfg, source_from(""), "")]
     packages = {name for service in services(cfg).values() for name in service.packages}
-    in_parallel(lambda: make_root(cfg, packages), install_client, *fetched)
+    in_parallel(lambda: make_root(cfg), install_client, *fetched)
 
     def install_rest() -> None:
         install_packages(packages)
@@ -1791,7 +1791,8 @@ def install(cfg: Settings, for_a_new_one: bool = False) -> None:
     others = (lambda: unpack_novnc(cfg), lambda: fetch_image(cfg), lambda: build_image("ami-tty", IMAGES["ami-tty"]))
     in_parallel(lambda: prepare_openstack(cfg), install_rest, *others)
     share_screen()
-    remove(APT / "srcpkgcache.bin")  # apt's own, for its next call: 45 MB
+    if (APT / "srcpkgcache.bin").exists():  # apt was at work; what it keeps of that, and what came, takes 190 MB
+        do("apt-get", "clean")
     link_plugins()
 
 
@@ -1814,13 +1815,13 @@ APT = STATE / "cache/apt"
 QUIET = {"DEBIAN_FRONTEND": "noninteractive", "PATH": f"/usr/local/sbin:{PLAIN['PATH']}"}
 
 
-def make_root(cfg: Settings, names: set[str]) -> None:
-    """The Debian in DIR, unpacked, and these packages downloaded; made once, where it was cut off anew: libexec/make-root."""
+def make_root(cfg: Settings) -> None:
+    """The Debian in DIR, unpacked; made once, where it was cut off anew: libexec/make-root."""
     if text_of(ROOT_MADE) == RELEASE:
         return
     with step(f"Make a Debian ({RELEASE}) in DIR"):
         remove(ROOTFS)
-        do_outside(LIBEXEC / "make-root", ROOTFS, APT, cfg.DEBIAN_MIRROR, *FIRST, "--", *sorted(names), hint=NETWORK)
+        do_outside(LIBEXEC / "make-root", ROOTFS, APT, cfg.DEBIAN_MIRROR, *FIRST, hint=NETWORK)
         for name in ("run/nova.py", "run/lock", "srv/nova.py"):
             make_folder(ROOTFS / name)
         mount_root(cfg)
@@ -1834,7 +1835,7 @@ def install_packages(names: set[str]) -> None:
     """What is missing of these packages in ROOTFS, with what they need."""
     states = package_states()
     if not states:
-        make_once(ROOT_MADE, RELEASE, install_unpacked)
+        make_once(ROOT_MADE, RELEASE, functools.partial(install_unpacked, names))
         return
     missing = sorted(names - {name for name, state in states.items() if state == "install ok installed"})
     halves = [name for name, state in states.items() if state.split()[-1] not in ("installed", "config-files")]
@@ -1849,10 +1850,16 @@ def install_packages(names: set[str]) -> None:
         do("apt-get", "-qq", "-y", "install", *missing, env=QUIET, hint=NETWORK)
 
 
-def install_unpacked() -> None:
-    """What make_root has unpacked and downloaded is installed, by one call of dpkg, which takes apt a dozen."""
-    with step("Install its packages"):
-        do("dpkg", "--install", "--recursive", "--force-depends", APT / "first", env=QUIET)
+def install_unpacked(names: set[str]) -> None:
+    """What is unpacked is installed as packages are to be, while these come; then they: dpkg is called twice, by apt a dozen times."""
+    with step(f"Install {len(names)} packages and what they need"):
+        words = ("--download-only", "install", "?essential", *FIRST, *sorted(names))
+        install = functools.partial(do, "dpkg", "--skip-same-version", "--force-depends", "--install", "--recursive", env=QUIET)
+        in_parallel(
+            lambda: install(APT / "first"),
+            lambda: do_outside("apt-get", "-qq", "-y", *words, env={"APT_CONFIG": str(APT / "conf")}, hint=NETWORK),
+        )
+        install(APT / "archives")
         do("touch", "/var/lib/apt/lists")  # they came just now; the package of apt says that they are as old as it is
         remove(APT / "first")
 

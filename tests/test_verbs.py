@@ -181,7 +181,7 @@ def test_another_release_is_asked_for_by_its_version(cfg: nova.Settings, install
 def test_what_a_source_needs_is_installed_only_for_that_source(cfg: nova.Settings, installable: Machine) -> None:
     with pytest.raises((nova.Failure, Leak)):
         nova.branch(cfg, "bzr+https://example.org/nova")
-    assert re.search(r"/make-root .* -- brz$", installable.transcript(), re.M)
+    assert re.search(r"apt-get .* install .* brz$", installable.transcript(), re.M)
     installable.calls.unlink()
     nova.branch(cfg)
     assert not asked_for_packages(installable)
@@ -189,7 +189,7 @@ def test_what_a_source_needs_is_installed_only_for_that_source(cfg: nova.Setting
 
 def test_a_debian_that_was_cut_off_is_made_anew(cfg: nova.Settings, installable: Machine) -> None:
     def make() -> None:
-        nova.make_root(cfg, {"sudo"})
+        nova.make_root(cfg)
         nova.install_packages({"sudo"})
 
     installable.fake(nova.LIBEXEC / "make-root", MAKE_ROOT + "; exit 1")
@@ -212,17 +212,19 @@ def asked_for_packages(machine: Machine) -> list[str]:
 
 
 def test_the_first_packages_are_installed_by_one_call_of_dpkg(cfg: nova.Settings, installable: Machine) -> None:
-    nova.make_root(cfg, {"sudo"})
+    nova.make_root(cfg)
     nova.install_packages({"sudo"})
-    words = f"/run/nova.py/state/root /run/nova.py/state/cache/apt '' {' '.join(nova.FIRST)} -- sudo"
-    assert f"/make-root {words}\n" in installable.transcript()
-    line = "dpkg --install --recursive --force-depends /run/nova.py/state/cache/apt/first"
-    assert asked_for_packages(installable) == [f"DEBIAN_FRONTEND=noninteractive {line}"]
+    apt = "/run/nova.py/state/cache/apt"
+    words = f"-qq -y --download-only install '?essential' {' '.join(nova.FIRST)} sudo"
+    install = "DEBIAN_FRONTEND=noninteractive dpkg --skip-same-version --force-depends --install --recursive"
+    first, download, rest = asked_for_packages(installable)
+    assert {first, download} == {f"{install} {apt}/first", f"APT_CONFIG={apt}/conf apt-get {words}"}, "side by side"
+    assert rest == f"{install} {apt}/archives"
 
 
 def test_where_mmdebstrap_has_installed_the_first_packages_the_others_are_apts(cfg: nova.Settings, installable: Machine) -> None:
     installable.fake(nova.LIBEXEC / "make-root", f"{MAKE_ROOT}; printf 'Package: apt\nStatus: install ok installed\n' >$_")
-    nova.make_root(cfg, {"sudo"})
+    nova.make_root(cfg)
     nova.install_packages({"sudo"})
     assert asked_for_packages(installable) == ["DEBIAN_FRONTEND=noninteractive apt-get -qq -y install sudo"]
 
@@ -513,7 +515,7 @@ def test_run_detached_alone_installs_what_is_missing(runnable: Machine) -> None:
     assert nova.main(["run_detached", folder(runnable)]) == 0
     calls = " ".join(runnable.called())
     steps = ("make-root", "useradd", "uv --quiet", "tar --extract", "mariadb-install-db", "--sparse=always")
-    steps += ("dpkg --install", "build.py", "screen -c", "nft -f")
+    steps += ("--install --recursive", "build.py", "screen -c", "nft -f")
     assert sorted(steps, key=calls.index) == list(steps)
 
 
@@ -527,7 +529,7 @@ def test_a_kvm_that_is_not_asked_for_is_hidden(runnable: Machine) -> None:
     runnable.put("/dev/kvm")
     cfg = nova.settings_from({}, folder(runnable))
     nova.prepare_folder(cfg, "run")
-    nova.make_root(cfg, {"sudo"})
+    nova.make_root(cfg)
     assert "mount --bind /run/nova.py/state/no-kvm /run/nova.py/state/root/dev/kvm\n" in runnable.transcript()
     runnable.calls.unlink()
     nova.private_mounts(nova.replace(cfg, LIBVIRT_TYPE="kvm"))
