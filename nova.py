@@ -1851,7 +1851,7 @@ def install_packages(names: set[str]) -> None:
 
 
 def install_unpacked(names: set[str]) -> None:
-    """What is unpacked is installed as packages are to be, while these come; then they: dpkg is called twice, by apt a dozen times."""
+    """What is unpacked is installed as packages are to be, while these come; then they. (apt calls dpkg a dozen times.)"""
     with step(f"Install {len(names)} packages and what they need"):
         words = ("--download-only", "install", "?essential", *FIRST, *sorted(names))
         install = functools.partial(do, "dpkg", "--skip-same-version", "--force-depends", "--install", "--recursive", env=QUIET)
