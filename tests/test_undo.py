@@ -125,7 +125,7 @@ def installed(cfg: nova.Settings, machine: Machine, monkeypatch: pytest.MonkeyPa
     machine.put(nova.TOOL / "uv")
     machine.put(nova.AROUND, json.dumps({"made": [str(machine.path("/home/me"))]}))
     machine.put(nova.BASELINE, "route a")
-    for name in ("instances/x", "state/cache/big", "state/root/usr/bin/screen", "nova/api.py", "novarc"):
+    for name in ("instances/x", "state/cache/big", "state/root/usr/bin/screen", "state/root.made-from", "nova/api.py", "novarc"):
         machine.put(nova.HOME / name)
     tree = {"whole": True, "top": ["nova"], "files": {"nova/api.py": nova.digest(nova.HOME / "nova/api.py")}}
     machine.put(nova.TREE, json.dumps(tree))
@@ -168,7 +168,8 @@ def test_nothing_is_deleted_where_a_mount_could_not_be_left(
 
 def test_downloads_can_be_kept(installed: nova.Settings) -> None:
     nova.uninstall(installed, "--keep-cache")
-    assert [path.name for path in installed.DIR.rglob("*")] == ["state", "cache", "big"]
+    assert {path.name for path in (installed.DIR / "state").iterdir()} == {"cache", "root", "root.made-from"}
+    assert (installed.DIR / "state/cache/big").exists() and [path.name for path in installed.DIR.iterdir()] == ["state"]
     assert (nova.TOOL / "uv").exists()
 
 
