@@ -521,14 +521,14 @@ def in_parallel(*functions: Callable[[], Any]) -> list[Any]:
         return [done.result() for done in [pool.submit(f) for f in functions]]
 
 
-# ---- Changes: each is said as a line for a shell and then made; with --dry-run it is only said ----
+# ---- Changes: each is said and then made; with --dry-run it is only said ----
 
 
-def change(line: str, make: Callable[[], Any], text: str = "") -> Any:
+def change(line: str, make: Callable[[], Any]) -> Any:
     """The gate that every change of the machine goes through: what `make` returns; None with --dry-run.
 
-    `line` does the same in a shell, reading `text`; secrets stand in it by their names. What `make` itself changes is
-    part of it, so the log has that further to the right.
+    `line` is the command, or a comment that says what changes; secrets stand in it by their names. What `make` itself
+    changes is part of it, so the log has that further to the right.
     """
     if not DRY_RUN:
         depth = getattr(AT_WORK, "depth", 0)
@@ -538,8 +538,7 @@ def change(line: str, make: Callable[[], Any], text: str = "") -> Any:
             return make()
         finally:
             AT_WORK.depth = depth
-    escaped = re.sub(r"[\\$`]", r"\\\g<0>", text.removesuffix("\n"))
-    print(hidden(f"{line} <<END\n{escaped}\nEND" if text else line), flush=True)
+    print(hidden(line), flush=True)
 
 
 def hidden(text: str) -> str:
@@ -547,7 +546,7 @@ def hidden(text: str) -> str:
     given = {name: os.environ.get(name, "") for name in SECRETS}
     of_kept = {name: secret for name, secret in kept(KEPT).items() if name in SECRETS}
     known = {secret: f"${name}" for name, secret in {**of_kept, **given, **passwords(STATE)}.items() if secret}
-    for value, name in {**known, "@@": "$"}.items():  # @@: see values
+    for value, name in known.items():
         text = text.replace(value, name)
     return text
 
@@ -591,7 +590,7 @@ def do(*argv: object, user: str = ROOT, text: str = "", env: Mapping[str, str] =
     words = [*(("env", f"--chdir={cwd}") if str(cwd) != "/" else ()), *map(str, argv)]
     if user != ROOT:
         words = ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", *words]
-    change(as_line(env, "enter ", words), lambda: carry_out(entered(words), text, env, hint), text)
+    change(as_line(env, "enter ", words), lambda: carry_out(entered(words), text, env, hint))
 
 
 def do_outside(*argv: object, env: Mapping[str, str] = {}, cwd: object = "/", hint: str = "") -> None:
@@ -601,7 +600,7 @@ def do_outside(*argv: object, env: Mapping[str, str] = {}, cwd: object = "/", hi
 
 
 def as_line(env: Mapping[str, str], entry: str, words: list[str]) -> str:
-    """A command as it is said: in the log as it is, with --dry-run with all that a shell needs."""
+    """A command as it is said: in the log as it is, with --dry-run with its environment and how it is entered."""
     before = "".join(f"{name}={shlex.quote(value)} " for name, value in env.items()) + entry if DRY_RUN else ""
     return before + shlex.join(words)  # secrets are in `env`: not in the log
 
@@ -700,8 +699,7 @@ def wait_for(what: str, ready: Callable[[], object] | str, seconds: float, windo
     A probe may raise: its last error is told when the time is up. The death of the service of `window` ends the wait.
     """
     if DRY_RUN:
-        shell = isinstance(ready, str) and not ready.startswith("amqp:")
-        return print(f"until {looked_at(str(ready))}; do sleep 0.2; done" if shell else f"# wait for {what}")
+        return print(f"# wait for {what}")
     began, last = time.monotonic(), "it never answered"
     while time.monotonic() < began + seconds:
         try:
@@ -725,8 +723,8 @@ def wait_for(what: str, ready: Callable[[], object] | str, seconds: float, windo
 def values(cfg: Settings) -> dict[str, Any]:
     """What templates may name: settings, paths, ports, passwords."""
     chosen = asdict(cfg)
-    # Those that install would make have names only.
-    known = {name: f"@@{name}" for name in SECRETS if DRY_RUN and not chosen[name]} | passwords(STATE)
+    # With --dry-run those that install would make have names only.
+    known = {name: f"${name}" for name in SECRETS if DRY_RUN and not chosen[name]} | passwords(STATE)
     urls = {name: string.Template(url).safe_substitute(known) for name, url in DATABASE_URLS[cfg.USE_MYSQL].items()}
     machine = {"HOSTNAME": socket.gethostname()}
     kernel = has_kernel_datapath()
@@ -734,9 +732,8 @@ def values(cfg: Settings) -> dict[str, Any]:
     machine["INTERFACES"] = ", ".join(f'"{name}"' for name in netifaces.interfaces() if name not in BRIDGES)
     machine |= {"CONFIG_DRIVE": str(not MANAGERS[cfg.NET_MAN].dhcp), "VOLUMES_BACKEND": "lvm" if cfg.VOLUMES_LVM else "files"}
     machine["BACKUPS"] = "swift.Swift" if cfg.USE_SWIFT else "posix.Posix"
-    # A key of 256 bits in hex, as the key managers of cinder and nova want it; a dry run shows no secret.
-    key = hashlib.sha256(known["VOLUMES_SECRET"].encode()).hexdigest() if "VOLUMES_SECRET" in known else ""
-    machine["VOLUMES_KEY"] = "@@(printf %s @@VOLUMES_SECRET | sha256sum | head -c 64)" if DRY_RUN else key
+    # A key of 256 bits in hex, as the key managers of cinder and nova want it.
+    machine["VOLUMES_KEY"] = hashlib.sha256(known.get("VOLUMES_SECRET", "").encode()).hexdigest()
     machine |= {"DISKS": "raw", "TAPS": "false"} if cfg.LIBVIRT_TYPE == "lxc" else {"DISKS": "default", "TAPS": "true"}
     machine |= {f"QUOTA_{name}": str(size if cfg.QUOTAS else -1) for name, size in QUOTAS}
     machine["QUOTA_GIGABYTES"] = "1000" if cfg.QUOTAS else cfg.VOLUMES_SIZE
@@ -787,17 +784,7 @@ def render(text: str, cfg: Settings) -> str:
 def write_file(path: Path, content: str | bytes, mode: int = 0o644, owner: str = ROOT) -> None:
     """Write it whole or not at all, readable for nobody too early."""
     text = content if isinstance(content, str) else content.decode()
-    early = " -D" * path.is_relative_to(ROOTFS / "etc")  # its package, and so the folder, may come later
-    line = f"{owned_by('install', owner)}{early} --mode={mode:o} /dev/stdin {path}" + ("" if text else " </dev/null")
-    change(line, lambda: put_file(path, text, mode, owner), text)
-
-
-def owned_by(program: str, owner: str) -> str:
-    """How a program of coreutils is told whose something is; the cloud's users are known in ROOTFS alone."""
-    user = owner.partition(":")[0]
-    if owner == "caller":
-        return f"{program} --owner=${{SUDO_UID:-0}} --group=${{SUDO_GID:-0}}"
-    return program if user == ROOT else f"enter {program} --owner={user} --group={user}"
+    change(f"# write {path} ({owner}, {mode:o})", lambda: put_file(path, text, mode, owner))
 
 
 def put_file(path: Path, content: str, mode: int, owner: str) -> None:
@@ -843,7 +830,7 @@ def append(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
 
-    change(f"cat >>{path}", write, text)
+    change(f"# add to {path}: {text.strip()}", write)
 
 
 def checksum(line: str, boot: str) -> str:
@@ -1122,13 +1109,6 @@ def consumers(queue: str) -> int:
     login = dict(userid="nova", password=passwords(STATE)["RABBIT_PASS"], connect_timeout=5, read_timeout=5)
     with amqp.Connection(f"127.0.0.1:{PATHS['RABBIT_PORT']}", **login) as rabbit:
         return int(rabbit.channel().queue_declare(queue, passive=True).consumer_count)
-
-
-def looked_at(place: str) -> str:
-    """The same as a shell looks."""
-    if place.startswith("http"):
-        return f"curl --silent --output /dev/null {place}"
-    return f"(: </dev/tcp/{place.replace(':', '/')}) 2>/dev/null" if ":" in place else f"test -S {place}"
 
 
 def wait_for_windows(cfg: Settings, asked: Sequence[Window], seconds: float = 90) -> None:
@@ -1992,9 +1972,7 @@ def make_folders(cfg: Settings) -> None:
     write_file(STATE / "settings.json", json.dumps(plain, indent=1), 0o600)  # IMAGE's URL may hold a token
     known = passwords(STATE)
     for name in SECRETS:
-        if DRY_RUN and not (getattr(cfg, name) or known.get(name)):
-            print(f"{name}=$(openssl rand -hex 16)")
-        known[name] = getattr(cfg, name) or known.get(name) or (f"@@{name}" if DRY_RUN else secrets.token_urlsafe(24))
+        known[name] = getattr(cfg, name) or known.get(name) or secrets.token_urlsafe(24)
     write_file(STATE / "passwords.json", json.dumps(known, indent=1), 0o600)
 
 
@@ -2006,7 +1984,7 @@ def own_folder(path: Path, owner: str, mode: int) -> None:
         give(path, owner)
         path.chmod(mode)
 
-    change(f"{owned_by('install', owner)} --directory --mode={mode:o} {path}", make)
+    change(f"# make the folder {path} ({owner}, {mode:o})", make)
 
 
 def use_elsewhere(cfg: Settings) -> None:
@@ -2028,12 +2006,9 @@ def write_config(cfg: Settings) -> None:
         for name, (path, mode, owner) in service.files.items():
             text = (HERE / name).read_text()
             write_file(Path(render(path, cfg)), render(text, cfg) if name.endswith(".tmpl") else text, mode, USERS[owner])
-    if DRY_RUN:
-        print(f". {HOME}/novarc  # for what openstack asks for below")
     for name in ("fernet/0", "fernet/1", "credential/0", "credential/1"):
         if not (place := STATE / "keystone" / name).exists():
-            key = b"@@(openssl rand -base64 32 | tr +/ -_)" if DRY_RUN else urlsafe_b64encode(secrets.token_bytes(32))
-            write_file(place, key, 0o600, USER)
+            write_file(place, urlsafe_b64encode(secrets.token_bytes(32)), 0o600, USER)
 
 
 WRITTEN_INTO_DATABASES = (
@@ -2101,9 +2076,8 @@ def started(cfg: Settings, window: Window, *more: str) -> Iterator[None]:
         f". {CONF}/window; exec setpriv --reuid={user} --regid={user} --init-groups {render(window.line, cfg)} {' '.join(more)}"
     )
     options: Any = dict(_in="", _out=str(out), _err_to_out=True, _tty_out=False, _bg=True, _bg_exc=False, _env=surroundings())
-    words = shlex.join(["bash", "-c", line])
-    start = f"enter {words} >{out} 2>&1 & {window.name}=$!"
-    process = change(start, lambda: command(entered(["bash", "-c", line]), **options))
+    words = ["bash", "-c", line]
+    process = change(f"{as_line({}, 'enter ', words)} &", lambda: command(entered(words), **options))
 
     def end() -> None:
         with contextlib.suppress(ProcessLookupError, sh.ErrorReturnCode):
@@ -2114,7 +2088,7 @@ def started(cfg: Settings, window: Window, *more: str) -> Iterator[None]:
         wait_for(window.name, render(window.ready, cfg), 60)
         yield
     finally:
-        change(f"kill ${window.name}; wait ${window.name} || true", end)
+        change(f"# end {window.name}", end)
 
 
 @by_api
@@ -3424,8 +3398,7 @@ def prepare_folder(cfg: Settings, verb: str) -> None:
             raise Failure(f"Refusing to use {cfg.DIR} (it holds {', '.join(there[:5])})", "name a new folder: nova.py VERB DIR")
     missing = [each for each in (cfg.DIR, *cfg.DIR.parents) if not each.exists()]
     if DRY_RUN:
-        print("exec unshare --mount --propagation slave bash  # with mounts of its own; what follows is typed there")
-        print(f'enter() {{ chroot {ROOTFS} "$@"; }}  # a command of the cloud\'s own Debian')
+        print(f"# All of it in mounts of its own (unshare --mount). enter: chroot {ROOTFS}, the cloud's own Debian")
     try:
         make_folder(cfg.DIR / "state")
         start_log(cfg)

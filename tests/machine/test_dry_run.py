@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""--dry-run on a real machine: each verb changes nothing, says what it then does, and what it says can be pasted."""
+"""--dry-run on a real machine: each verb changes nothing, and says what it then does."""
 
 from __future__ import annotations
 
 import difflib
-import json
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,34 +17,29 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def pasted(machine: Machine) -> Iterator[Machine]:
-    """A folder of its own, in which install was not called: what --dry-run said of it was given to a shell."""
+def dry(machine: Machine) -> Iterator[Machine]:
+    """A folder of its own, in which install was called, first with --dry-run: that made nothing."""
     it = Machine(machine.folder / "dry")
     it.folder.mkdir()
     cache = machine.folder / "nova/state/cache/uv"
     before = it.traces()
-    said = it.nova("--dry-run", "install")
+    it.nova("--dry-run", "install")
     assert it.traces() == before and not list(it.folder.iterdir())
     if cache.exists():  # downloads
         shutil.copytree(cache, it.folder / "nova/state/cache/uv", copy_function=lambda old, new: Path(new).hardlink_to(old))
-    said = said.replace("propagation slave bash ", "propagation slave bash -ex ")
-    done = subprocess.run(["bash"], input=said, cwd=it.folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+        (it.folder / "nova/state/settings.json").write_text("{}")  # or it is nobody's folder
+    it.nova("install")
     yield it
     it.nova("scrub")
 
 
 def lines(said: str) -> list[str]:
     """What changes something, without what differs from call to call."""
-    said = re.sub(r" <<END\n.*?\nEND$", "", said, flags=re.M | re.S)
     said = re.sub(r"^([A-Z_]+=\S* )+", "", said, flags=re.M)
     said = re.sub(r"\b\d+\.nova\b", "nova", said)
     said = re.sub(r"^(rm --recursive --force \S+/state/run/).*", r"\1", said, flags=re.M)
     said = re.sub(r"^kill .*\n?", "", said, flags=re.M)
-    kept = (
-        line for line in said.splitlines() if line and not re.match(r"#|until |exec unshare |\. | *\d+\.\d s |[A-Z_]+=\$\(", line)
-    )
-    return list(kept)
+    return [line for line in said.splitlines() if line and not re.match(r"#| *\d+\.\d s ", line)]
 
 
 def check(machine: Machine, verb: str) -> None:
@@ -63,38 +56,22 @@ def check(machine: Machine, verb: str) -> None:
         pytest.fail("\n".join(difference))
 
 
-def test_what_was_pasted_is_there(pasted: Machine) -> None:
-    state = pasted.folder / "nova/state"
-    for name in (
-        "env/bin/nova-compute",
-        "cache/mysql/mysql/nova_cell1",
-        "conf/nova.conf",
-        "keystone/fernet/0",
-        "../images/root.img",
-    ):
-        assert (state / name).exists(), name
-    known = json.loads((state / "passwords.json").read_text())
-    assert len({*known.values()}) == len(known) and {len(secret) for secret in known.values()} == {32}
-    assert known["RABBIT_PASS"] in (state / "conf/nova.conf").read_text()
+def test_run_detached(dry: Machine) -> None:
+    check(dry, "run_detached")
 
 
-def test_run_detached(pasted: Machine) -> None:
-    pasted.nova("install")  # it notes what a shell does not: which files a tree has, and what all was made from
-    check(pasted, "run_detached")
-
-
-def test_a_cloud_that_is_up_stays_as_it_is(pasted: Machine) -> None:
-    pasted.shell("openstack server create --image ami-tty --flavor m1.tiny --network private --wait one")
-    processes = sorted(pasted.processes())
-    pasted.nova("--dry-run", "run_detached", ok=1)
+def test_a_cloud_that_is_up_stays_as_it_is(dry: Machine) -> None:
+    dry.shell("openstack server create --image ami-tty --flavor m1.tiny --network private --wait one")
+    processes = sorted(dry.processes())
+    dry.nova("--dry-run", "run_detached", ok=1)
     for verb in ("terminate", "clean", "scrub"):
-        pasted.nova("--dry-run", verb)
-    assert sorted(pasted.processes()) == processes
-    assert [each["Status"] for each in pasted.openstack("server list")] == ["ACTIVE"]
+        dry.nova("--dry-run", verb)
+    assert sorted(dry.processes()) == processes
+    assert [each["Status"] for each in dry.openstack("server list")] == ["ACTIVE"]
 
 
 @pytest.mark.parametrize("verb", ["terminate", "clean", "scrub"])
-def test_taking_down(pasted: Machine, verb: str) -> None:
-    check(pasted, verb)
+def test_taking_down(dry: Machine, verb: str) -> None:
+    check(dry, verb)
     if verb == "clean":
-        eventually("the end of every process", lambda: not pasted.processes())
+        eventually("the end of every process", lambda: not dry.processes())
