@@ -24,7 +24,7 @@ QUIET: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
 @pytest.fixture(scope="module")
 def fresh(machine: Machine) -> Iterator[Fresh]:
     """One, for this module."""
-    machine.nova("clean") if (machine.folder / "nova/novarc").exists() else None  # its ports are this machine's
+    machine.nova("scrub") if (machine.folder / "nova/novarc").exists() else None  # its ports and bridges are this machine's
     with tempfile.TemporaryDirectory(prefix="nova-test-fresh-", dir=Path.home()) as folder:
         it = Fresh(Path(folder))
         try:
