@@ -35,7 +35,7 @@ def dry(machine: Machine) -> Iterator[Machine]:
 
 def lines(said: str) -> list[str]:
     """What changes something, without what differs from call to call."""
-    said = re.sub(r"^([A-Z_]+=\S* )+", "", said, flags=re.M)
+    said = re.sub(r"^([A-Z_]+=\S* )*(enter )?", "", said, flags=re.M)
     said = re.sub(r"\b\d+\.nova\b", "nova", said)
     said = re.sub(r"^(rm --recursive --force \S+/state/run/).*", r"\1", said, flags=re.M)
     said = re.sub(r"^kill .*\n?", "", said, flags=re.M)
