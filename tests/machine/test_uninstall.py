@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -50,7 +51,8 @@ def differences(before: dict[str, str], now: dict[str, str]) -> dict[str, tuple[
 def end(run: subprocess.Popen[bytes]) -> None:
     """Kill it, and all that it started."""
     for each in (*psutil.Process(run.pid).children(recursive=True), psutil.Process(run.pid)):
-        os.kill(each.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.kill(each.pid, signal.SIGKILL)
     run.wait()
 
 
