@@ -54,7 +54,7 @@ class Fresh:
         self.root = folder / "root"
         call("cp", "--archive", "--reflink=auto", BASE, self.root)
         call("mount", "--bind", self.root, self.root)
-        for place, *how in (("dev", "--bind", "/dev"), ("sys", "--bind", "/sys"), ("run", "-t", "tmpfs", "tmpfs")):
+        for place, *how in (("dev", "--rbind", "/dev"), ("sys", "--bind", "/sys"), ("run", "-t", "tmpfs", "tmpfs")):
             call("mount", *how, self.root / place)
         files = call("git", "-c", f"safe.directory={NOVA_PY.parent}", "-C", NOVA_PY.parent, "ls-files").split()
         (self.root / "root/main").mkdir()
