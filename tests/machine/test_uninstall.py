@@ -65,19 +65,16 @@ def test_an_install_that_was_killed_left_nothing(fresh: Fresh, before: dict[str,
     assert differences(before, fresh.look()) == {}
 
 
-def test_nothing_is_installed_on_the_machine_while_a_cloud_is_up(fresh: Fresh, before: dict[str, str]) -> None:
-    line = "python3 nova.py run_detached && exec sleep 600"
-    run = subprocess.Popen(fresh.command("sh", "-c", line), **QUIET)
-    up = fresh.root / "root/main/nova/state/run/up"
-    eventually("the cloud", lambda: up.exists() or run.poll() is not None, 400)
-    assert run.poll() is None
-    assert differences(before, fresh.look()) == {}
-    end(run)
-
-
-def test_uninstall_leaves_nothing(fresh: Fresh, before: dict[str, str]) -> None:
-    code, said = fresh.run("python3", "nova.py", "uninstall")
-    assert code == 0, said
+def test_nothing_is_installed_while_a_cloud_is_up_and_uninstall_leaves_nothing(fresh: Fresh, before: dict[str, str]) -> None:
+    line = "python3 nova.py run_detached && read -r line && python3 nova.py uninstall"
+    pipes: Any = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    with subprocess.Popen(fresh.command("sh", "-c", line), **pipes) as run:
+        up = fresh.root / "root/main/nova/state/run/up"
+        eventually("the cloud", lambda: up.exists() or run.poll() is not None, 400)
+        here = differences(before, fresh.look())
+        said, _ = run.communicate("go on\n", timeout=120)
+    assert run.returncode == 0, said
+    assert here == {}
     assert differences(before, fresh.look()) == {}
     left = {path.name for path in (fresh.root / "root/main").iterdir()}
     assert ".tool" not in left and ".tool.lock" not in left and "nova" not in left and "nova.py" in left
