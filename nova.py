@@ -1840,6 +1840,7 @@ def install_unpacked(names: set[str]) -> None:
             lambda: do_outside("apt-get", "-qq", "-y", *words, env={"APT_CONFIG": str(APT / "conf")}, hint=NETWORK),
         )
         install(APT / "archives")
+        write_machine_files()  # the package of ca-certificates has put Debian's in their place
         do("touch", "/var/lib/apt/lists")  # they came just now; the package of apt says that they are as old as it is
         remove(APT / "first")
 
@@ -1920,9 +1921,14 @@ def install_group(group: str, place: Path, *but: str, outside: bool = False) -> 
     uv("pip", "install", "--python", place, *build, "--require-hashes", "--requirements", wanted, outside=outside)
 
 
+TRUSTED = "etc/ssl/nova-py.crt"  # what the machine trusts, where no package of ROOTFS writes: libexec/machine-files.py
+
+
 def uv(*words: object, env: Mapping[str, str] = {}, hint: str = NETWORK, outside: bool = False) -> None:
     """A call of uv for one of the cloud's environments."""
     own = {"UV_SYSTEM_CERTS": "1", "UV_CACHE_DIR": str(STATE / "cache/uv"), **env}
+    if not outside and "SSL_CERT_FILE" not in os.environ and (ROOTFS / TRUSTED).exists():
+        own["SSL_CERT_FILE"] = f"/{TRUSTED}"
     run, place, program = (do_outside, HERE, TOOL / "uv") if outside else (do, CLONE, CLONE / ".tool/uv")
     run(program, "--quiet", "--no-config", *words, cwd=place, env=own, hint=hint)
 

@@ -17,6 +17,7 @@ from pathlib import Path
 RESOLVERS = ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf", "/run/NetworkManager/no-stub-resolv.conf")
 # The first is Debian's own place; the others name what the machine's owner trusts besides, for one program or the other.
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
+TRUSTED = "/etc/ssl/nova-py.crt"
 NAMING = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT")
 
 
@@ -45,6 +46,8 @@ def main(root: Path) -> None:
     files = {"/etc/hosts": hosts, "/etc/resolv.conf": name_servers()}
     for path in {CERTIFICATES, *(os.environ.get(name, "") for name in NAMING)} - {""}:
         files |= {path: text_of(path)} if Path(path).is_file() else {}
+    if CERTIFICATES in files:  # once more, where no package of ROOT writes
+        files[TRUSTED] = files[CERTIFICATES]
     for path, text in files.items():
         place = root / path.lstrip("/")
         if not place.is_symlink() and text_of(str(place)) == text:

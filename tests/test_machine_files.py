@@ -11,6 +11,8 @@ import pytest
 
 import nova
 
+from .conftest import Machine
+
 PROGRAM = nova.HERE / "libexec/machine-files.py"
 
 
@@ -60,3 +62,26 @@ def test_files_are_written_below_root_alone(program: Any, tmp_path: Path, monkey
     assert "127.0.1.1 testhost\n" in (root / "etc/hosts").read_text()
     assert not (root / "etc/resolv.conf").is_symlink()
     assert (root / str(certificates).lstrip("/")).read_text() == "a certificate"
+
+
+def test_what_the_machine_trusts_is_where_no_package_writes_and_uv_reads_it(
+    program: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bundle").write_text("the machine's")
+    monkeypatch.setattr(program, "CERTIFICATES", str(tmp_path / "bundle"))
+    monkeypatch.setattr(program, "NAMING", ())
+    program.main(tmp_path / "root")
+    assert (tmp_path / "root" / nova.TRUSTED).read_text() == "the machine's"
+    assert f"/{nova.TRUSTED}" == program.TRUSTED
+
+
+def test_uv_trusts_what_the_machine_trusts_while_packages_are_installed(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.fake(nova.CLONE / ".tool/uv")
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    nova.uv("venv")
+    machine.put(nova.ROOTFS / nova.TRUSTED)
+    nova.uv("venv")
+    first, second = (line for line in machine.called() if "uv --quiet" in line)
+    assert "SSL_CERT_FILE" not in first and f"SSL_CERT_FILE=/{nova.TRUSTED} " in second
