@@ -1927,7 +1927,7 @@ TRUSTED = "etc/ssl/nova-py.crt"  # what the machine trusts, where no package of 
 def uv(*words: object, env: Mapping[str, str] = {}, hint: str = NETWORK, outside: bool = False) -> None:
     """A call of uv for one of the cloud's environments."""
     own = {"UV_SYSTEM_CERTS": "1", "UV_CACHE_DIR": str(STATE / "cache/uv"), **env}
-    if not outside and "SSL_CERT_FILE" not in os.environ and (ROOTFS / TRUSTED).exists():
+    if not outside and (ROOTFS / TRUSTED).exists():
         own["SSL_CERT_FILE"] = f"/{TRUSTED}"
     run, place, program = (do_outside, HERE, TOOL / "uv") if outside else (do, CLONE, CLONE / ".tool/uv")
     run(program, "--quiet", "--no-config", *words, cwd=place, env=own, hint=hint)

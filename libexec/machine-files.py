@@ -46,8 +46,8 @@ def main(root: Path) -> None:
     files = {"/etc/hosts": hosts, "/etc/resolv.conf": name_servers()}
     for path in {CERTIFICATES, *(os.environ.get(name, "") for name in NAMING)} - {""}:
         files |= {path: text_of(path)} if Path(path).is_file() else {}
-    if CERTIFICATES in files:  # once more, where no package of ROOT writes
-        files[TRUSTED] = files[CERTIFICATES]
+    if trusted := text_of(os.environ.get("SSL_CERT_FILE") or CERTIFICATES):  # once more, where no package of ROOT writes
+        files[TRUSTED] = trusted
     for path, text in files.items():
         place = root / path.lstrip("/")
         if not place.is_symlink() and text_of(str(place)) == text:

@@ -70,6 +70,7 @@ def test_what_the_machine_trusts_is_where_no_package_writes_and_uv_reads_it(
     (tmp_path / "bundle").write_text("the machine's")
     monkeypatch.setattr(program, "CERTIFICATES", str(tmp_path / "bundle"))
     monkeypatch.setattr(program, "NAMING", ())
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
     program.main(tmp_path / "root")
     assert (tmp_path / "root" / nova.TRUSTED).read_text() == "the machine's"
     assert f"/{nova.TRUSTED}" == program.TRUSTED
@@ -79,9 +80,9 @@ def test_uv_trusts_what_the_machine_trusts_while_packages_are_installed(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine.fake(nova.CLONE / ".tool/uv")
-    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    monkeypatch.setenv("SSL_CERT_FILE", "/etc/ssl/certs/ca-certificates.crt")
     nova.uv("venv")
     machine.put(nova.ROOTFS / nova.TRUSTED)
     nova.uv("venv")
     first, second = (line for line in machine.called() if "uv --quiet" in line)
-    assert "SSL_CERT_FILE" not in first and f"SSL_CERT_FILE=/{nova.TRUSTED} " in second
+    assert nova.TRUSTED not in first and f"SSL_CERT_FILE=/{nova.TRUSTED} " in second
