@@ -4,6 +4,7 @@
 What speaks with OpenStack's APIs is left to tests/machine.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -205,6 +206,21 @@ def test_a_debian_that_was_cut_off_is_made_anew(cfg: nova.Settings, installable:
         make()
     assert not (nova.ROOTFS / "half").exists()
     assert installable.transcript().count("/make-root ") == 3
+
+
+OLDER = "The package `nova` requires `oslo-db>=99`, but `17.0.0` is installed"
+
+
+@pytest.mark.parametrize(
+    ("said", "fails"),
+    [([nova.LEFT_OUT], False), ([nova.LEFT_OUT, OLDER], True), ([OLDER], True), (["error: no such environment"], True)],
+    ids=["numpy alone", "numpy and another", "another", "uv itself"],
+)
+def test_of_what_uv_misses_only_numpy_is_left_out_on_purpose(installable: Machine, said: list[str], fails: bool) -> None:
+    lines = "; ".join(f"echo {shlex.quote(line)}" for line in said)
+    installable.fake(nova.CLONE / ".tool/uv", f'case "$*" in *" pip check "*) {lines}; exit 1;; esac')
+    with pytest.raises(nova.Failure) if fails else contextlib.nullcontext():
+        nova.make_environment()
 
 
 def asked_for_packages(machine: Machine) -> list[str]:
